@@ -1,0 +1,33 @@
+"""What a run leaves in `output_dir`. A leaf: imports no other room."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, TrainingArguments
+
+
+def save_artifacts(
+    folder: str | Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    state: TrainerState,
+    args: TrainingArguments,
+) -> None:
+    """Write the model, its tokenizer, the history of the run and its arguments.
+
+    Args:
+        folder: `output_dir`; made if it is not there.
+        model: Saved by `save_pretrained`.
+        tokenizer: Saved beside it.
+        state: Written as `trainer_state.json`, in transformers' form.
+        args: Written as `training_args.json`, without tokens and other secrets.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    state.save_to_json(str(folder / "trainer_state.json"))
+    arguments = {k: v for k, v in args.to_dict().items() if not k.endswith("_token")}
+    (folder / "training_args.json").write_text(json.dumps(arguments, indent=2, default=str) + "\n")

@@ -1,0 +1,162 @@
+"""The three data modules: they differ only in how the user's data becomes a `datasets.Dataset`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import torch
+
+from hflit.data.module import DataModule
+
+TRAIN_SPLITS = ("train", "training")
+VALIDATION_SPLITS = ("validation", "valid", "val", "dev", "eval", "test")
+
+
+class DatasetModule(DataModule):
+    """Reads `datasets.Dataset`, `DatasetDict` and streaming `IterableDataset`."""
+
+    @staticmethod
+    def read(data: Any, columns: list[str], split: str) -> datasets.Dataset:
+        """Keep the columns the task reads; of a dict of splits, the one meant."""
+        if isinstance(data, (datasets.DatasetDict, datasets.IterableDatasetDict)):
+            data = _guess_split(data, split)
+        if data.column_names is not None:  # None: a stream that does not know its columns yet
+            _check_columns(data.column_names, columns, split)
+        return data.select_columns(columns)
+
+
+class FrameModule(DataModule):
+    """Reads pandas and polars DataFrames, and anything with `.columns` and item access."""
+
+    @staticmethod
+    def read(data: Any, columns: list[str], split: str) -> datasets.Dataset:
+        """Copy the columns the task reads into Arrow."""
+        _check_columns(list(data.columns), columns, split)
+        arrays = {name: _arrow(list(data[name]), name, split) for name in columns}
+        return datasets.Dataset(pa.table(arrays))
+
+
+class RowsModule(DataModule):
+    """Reads an iterable of dicts: a list, a generator, any torch-style dataset of dicts."""
+
+    @staticmethod
+    def read(data: Iterable[dict[str, Any]], columns: list[str], split: str) -> datasets.Dataset:
+        """Copy the columns the task reads into Arrow; a key that a row lacks is None there."""
+        found: dict[str, None] = {}  # keys in the order they came
+        values: dict[str, list[Any]] = {name: [] for name in columns}
+        for index, row in enumerate(_iterate(data)):
+            if not isinstance(row, dict):
+                raise TypeError(
+                    f"Row {index} of the {split} data is {type(row).__name__}, not a dict "
+                    "of column names and values."
+                )
+            found.update(dict.fromkeys(row))
+            for name in columns:
+                values[name].append(row.get(name))
+        if found:
+            _check_columns(list(found), columns, split)
+        arrays = {name: _arrow(column, name, split) for name, column in values.items()}
+        return datasets.Dataset(pa.table(arrays))
+
+
+FORMATS = (DatasetModule, FrameModule, RowsModule)
+
+
+def data_module(train: Any, validation: Any = None, **options: Any) -> DataModule:
+    """The data module that reads `train`; `validation` may be of another kind.
+
+    Args:
+        train: `datasets.Dataset`, `IterableDataset` or `DatasetDict`, DataFrame, iterable of dicts.
+        validation: The same kinds; the name of a split of `train` if that is a `DatasetDict`; or
+            None for no evaluation.
+        options: What `DataModule` takes.
+    """
+    if isinstance(train, (datasets.DatasetDict, datasets.IterableDatasetDict)):
+        if isinstance(validation, str):
+            if validation not in train:
+                raise ValueError(
+                    f"validation={validation!r} is not a split of the data, which has {_quoted(train)}."
+                )
+            validation = train[validation]
+    elif isinstance(validation, str):
+        raise TypeError(f"validation={validation!r} names a split, so train must be a DatasetDict.")
+    module = _format_of(train, "train")(train, validation, **options)
+    if validation is not None:
+        module.readers["validation"] = _format_of(validation, "validation").read
+    return module
+
+
+def _format_of(data: Any, name: str) -> type[DataModule]:
+    splits = (datasets.DatasetDict, datasets.IterableDatasetDict)
+    if isinstance(data, (datasets.Dataset, datasets.IterableDataset, *splits)):
+        return DatasetModule
+    if hasattr(data, "columns") and hasattr(data, "__getitem__"):
+        return FrameModule
+    if not isinstance(data, (str, bytes, dict)) and (
+        isinstance(data, Iterable) or (hasattr(data, "__getitem__") and hasattr(data, "__len__"))
+    ):
+        return RowsModule
+    raise TypeError(
+        f"{name} is {type(data).__name__}. Pass a datasets.Dataset, a DataFrame or an iterable of dicts."
+    )
+
+
+def _guess_split(splits: Any, split: str) -> Any:
+    if len(splits) == 1 and split == "training":
+        return next(iter(splits.values()))
+    for name in TRAIN_SPLITS if split == "training" else VALIDATION_SPLITS:
+        if name in splits:
+            return splits[name]
+    raise ValueError(
+        f"None of the splits {_quoted(splits)} looks like {split} data. Pass one, as in data['name']."
+    )
+
+
+def _iterate(data: Any) -> Iterator[Any]:
+    # A torch-style dataset need not be iterable, and some never raise IndexError.
+    if isinstance(data, torch.utils.data.Dataset) and hasattr(data, "__len__"):
+        return (data[index] for index in range(len(data)))  # type: ignore[arg-type]  # has __len__
+    return iter(data)
+
+
+def _check_columns(found: list[str], wanted: list[str], split: str) -> None:
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise ValueError(
+            f"Column {_quoted(missing)} is not in the {split} data, which has {_quoted(found)}. "
+            "Name yours with columns=(...)."
+        )
+
+
+def _arrow(values: list[Any], name: str, split: str) -> pa.Array:
+    values = [value.tolist() if isinstance(value, torch.Tensor) else value for value in values]
+    try:
+        return pa.array(values, from_pandas=True)  # from_pandas: NaN is missing, as None is
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        first = next(value for value in values if value is not None)
+        odd = next(
+            (i for i, v in enumerate(values) if v is not None and not _alike(first, v)), None
+        )
+        where = (
+            f"row {odd} holds {values[odd]!r} and earlier rows hold {first!r}"
+            if odd is not None
+            else str(error).splitlines()[0]
+        )
+        raise ValueError(f"Column {name!r} of the {split} data mixes kinds: {where}.") from None
+
+
+def _alike(first: Any, other: Any) -> bool:
+    try:
+        pa.array([first, other], from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        return False
+    return True
+
+
+def _quoted(names: Iterable[str]) -> str:
+    names = list(islice(names, 31))
+    return ", ".join(repr(name) for name in names[:30]) + (", ..." if len(names) > 30 else "")

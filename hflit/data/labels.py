@@ -1,0 +1,300 @@
+"""Text and label -> token ids and class; the map between labels and classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from hflit.data.tokenization import Tokenization, check_texts, first_row, scan
+
+REGRESSION = "regression"
+SINGLE = "single_label_classification"
+MULTI = "multi_label_classification"
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Which label stands for which class.
+
+    Attributes:
+        problem: How transformers names the problem: `regression`, `single_label_classification`
+            or `multi_label_classification`.
+        names: Class id -> the name that goes into the model's config; one entry for regression.
+        ids: Label as it stands in the data -> class id; empty for regression and multi-hot rows.
+    """
+
+    problem: str
+    names: dict[int, str]
+    ids: dict[Any, int] = field(default_factory=dict)
+
+    @property
+    def is_multi_hot(self) -> bool:
+        """Whether a row's label already is a list of 0 and 1, one for each class."""
+        return self.problem == MULTI and not self.ids
+
+    def encode(self, labels: list[Any]) -> list[Any]:
+        """Labels of some rows -> class ids, scores, or one list of 0.0 and 1.0 a row."""
+        if self.problem == REGRESSION:
+            return [float(label) for label in labels]
+        if self.problem == SINGLE:
+            return [self.ids[label] for label in labels]
+        if self.is_multi_hot:
+            return [[float(value) for value in label] for label in labels]
+        rows = [[0.0] * len(self.names) for _ in labels]
+        for row, label in zip(rows, labels, strict=True):
+            for name in label:
+                row[self.ids[name]] = 1.0
+        return rows
+
+
+class Labels(Tokenization):
+    """Tokenizes a text, or a pair of texts, and its label.
+
+    What the labels are decides the problem. Whole numbers, booleans and strings are classes,
+    numbered in sorted order. Any real fraction makes it regression. A list for each row, of 0 and
+    1 or of label names, makes it multi-label.
+
+    Args:
+        tokenizer: Tokenizer of the base.
+        columns: Text, second text or None, label. Two names mean text and label.
+        maxlength: Longest row in tokens, or None for no limit.
+        head: Class id -> name of a classifier that the base already carries. Labels that fit it
+            keep its classes; others get classes of their own.
+    """
+
+    default_columns = ("text", None, "label")
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        columns: str | tuple[str | None, ...] | None = None,
+        maxlength: int | None = None,
+        head: dict[int, str] | None = None,
+    ) -> None:
+        super().__init__(tokenizer, columns, maxlength)
+        self.head = head
+        self.map: LabelMap | None = None
+
+    def resolve_columns(
+        self, columns: str | tuple[str | None, ...] | None
+    ) -> tuple[str | None, ...]:
+        """Text, second text, label; two names leave out the second text."""
+        if columns is not None and not isinstance(columns, str) and len(columns) == 2:
+            columns = (columns[0], None, columns[1])
+        return super().resolve_columns(columns)
+
+    @property
+    def features(self) -> datasets.Features:
+        """Token ids, and labels as the loss takes them."""
+        assert self.map is not None, "fit comes first"
+        label = datasets.Value("int64" if self.map.problem == SINGLE else "float32")
+        labels = datasets.List(label) if self.map.problem == MULTI else label
+        return datasets.Features({**self.token_columns, "labels": labels})
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The cache key: the tokenizer and the label map."""
+        return {**super().settings, "map": repr(self.map)}
+
+    def fit(self, rows: datasets.Dataset, limit: int | None = None) -> None:
+        """Find the classes of the training rows."""
+        label = self.columns[2]
+        names = _class_names(rows, label)
+        found = _LabelsFound(label)
+        for start, table in scan(rows, limit):
+            self._check_table(table, start, "training")
+            # A stream that declares its classes need not be read through to find them.
+            if names is not None and not isinstance(rows, datasets.Dataset):
+                found.is_list = pa.types.is_list(table[label].type)
+                break
+            found.add(table[label], start, "training")
+        self.map = label_map(found, names, self.head)
+
+    def config_changes(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """Classes and kind of problem, for the model's config."""
+        assert self.map is not None, "fit comes first"
+        names = self.map.names
+        return {
+            "id2label": dict(names),
+            "label2id": {name: index for index, name in names.items()},
+            "problem_type": self.map.problem,
+        }
+
+    def check(self, rows: datasets.Dataset, split: str, limit: int | None = None) -> None:
+        """Raise ValueError at a missing text or label, or at a label that training lacks."""
+        label = self.columns[2]
+        assert self.map is not None, "fit comes first"
+        found = _LabelsFound(label)
+        for start, table in scan(rows, limit):
+            self._check_table(table, start, split)
+            found.add(table[label], start, split)
+        if not found.rows:
+            raise ValueError(f"The {split} data has no rows.")
+        if found.is_list != (self.map.problem == MULTI):
+            kinds = {True: "a list of labels", False: "one label"}
+            raise ValueError(
+                f"Each row of the {split} data has {kinds[found.is_list]} in {label!r}, each row "
+                f"of the training data {kinds[not found.is_list]}."
+            )
+        if self.map.problem == REGRESSION:
+            if not all(isinstance(value, (int, float)) for value in found.values):
+                raise ValueError(
+                    f"Column {label!r} of the {split} data holds labels that are no numbers, but "
+                    "the training data holds scores."
+                )
+        elif self.map.is_multi_hot:
+            if found.lengths != {len(self.map.names)} or not found.values <= {0, 1}:
+                raise ValueError(
+                    f"Labels of the {split} data must be lists of {len(self.map.names)} values, "
+                    f"each 0 or 1, as in the training data."
+                )
+        else:
+            unseen = sorted((v for v in found.values if v not in self.map.ids), key=str)
+            if unseen:
+                known = ", ".join(repr(value) for value in list(self.map.ids)[:30])
+                raise ValueError(
+                    f"Labels of the {split} data that the training data lacks: "
+                    f"{', '.join(repr(value) for value in unseen[:30])}. It has {known}."
+                )
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Encode texts, cut to `maxlength`, and their labels."""
+        assert self.map is not None, "fit comes first"
+        first, second, label = self.columns
+        texts = (batch[first], batch[second]) if second else (batch[first],)
+        tokens = self.tokenizer(
+            *texts,
+            max_length=self.maxlength,
+            truncation=self.maxlength is not None,
+            return_attention_mask=False,
+        )
+        return {**{k: tokens[k] for k in self.token_columns}, "labels": self.map.encode(batch[label])}
+
+    def _check_table(self, table: pa.Table, start: int, split: str) -> None:
+        *texts, label = self.names
+        check_texts(table, start, texts, split)
+        missing = first_row(pc.is_null(table[label]))
+        if missing is not None:
+            raise ValueError(f"Row {start + missing} of the {split} data has no label in {label!r}.")
+
+
+class _LabelsFound:
+    """The different labels of some rows, gathered table by table."""
+
+    def __init__(self, column: str) -> None:
+        self.column = column
+        self.rows = 0
+        self.is_list = False
+        self.values: set[Any] = set()
+        self.lengths: set[int] = set()  # labels in a row, where each row has a list
+
+    def add(self, column: pa.ChunkedArray, start: int, split: str) -> None:
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        self.rows += len(column)
+        self.is_list = (
+            pa.types.is_list(column.type)
+            or pa.types.is_large_list(column.type)
+            or pa.types.is_fixed_size_list(column.type)
+        )
+        if self.is_list:
+            self.lengths |= set(pc.unique(pc.list_value_length(column)).to_pylist())
+            flat = pc.list_flatten(column)
+            if flat.null_count:
+                row = pc.list_parent_indices(column)[first_row(pc.is_null(flat))].as_py()
+                raise ValueError(
+                    f"Row {start + row} of the {split} data has a missing label in {self.column!r}."
+                )
+            column = flat
+        kind = column.type
+        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+        if not (is_text or is_number or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
+            raise ValueError(
+                f"Column {self.column!r} of the {split} data holds {kind}. Labels are numbers, "
+                "strings, booleans or lists of those."
+            )
+        if pa.types.is_floating(kind):
+            finite = pc.is_finite(column)
+            if not pc.all(finite, min_count=0).as_py():
+                odd = first_row(pc.invert(finite))
+                raise ValueError(f"Label {column[odd].as_py()} of the {split} data is no number.")
+        self.values |= set(pc.unique(column).to_pylist())
+
+
+def label_map(
+    found: _LabelsFound, names: list[str] | None, head: dict[int, str] | None
+) -> LabelMap:
+    """Decide what kind of problem the labels pose, and number the classes.
+
+    Args:
+        found: The labels of the training rows.
+        names: Names that the data set itself declares (`ClassLabel`), or None.
+        head: Class id -> name of a classifier that the base already carries, or None.
+    """
+    if not found.rows and names is None:
+        raise ValueError("The training data has no rows.")
+    values = found.values
+    if names is not None:
+        if -1 in values:
+            raise ValueError(f"Column {found.column!r} has rows without a label (-1 in ClassLabel).")
+        problem = MULTI if found.is_list else SINGLE
+        known = {name: index for index, name in (head or {}).items()}
+        if set(names) <= set(known):
+            return LabelMap(problem, dict(head or {}), {i: known[n] for i, n in enumerate(names)})
+        return LabelMap(problem, dict(enumerate(names)), {i: i for i in range(len(names))})
+
+    if found.is_list:
+        if not values:
+            raise ValueError(f"No row of the training data has a label in {found.column!r}.")
+        if len(found.lengths) == 1 and min(found.lengths) > 1 and values <= {0, 1}:
+            width = min(found.lengths)
+            kept = head if head is not None and len(head) == width else _default_names(width)
+            return LabelMap(MULTI, kept)
+        return _numbered(values, MULTI, head)
+
+    if any(isinstance(value, float) and not value.is_integer() for value in values):
+        return LabelMap(REGRESSION, {0: "LABEL_0"})
+    if len(values) == 1:
+        raise ValueError(
+            f"Every label of the training data is {next(iter(values))!r}; a classifier needs two."
+        )
+    return _numbered(values, SINGLE, head)
+
+
+def _numbered(values: set[Any], problem: str, head: dict[int, str] | None) -> LabelMap:
+    ordered = sorted(values)
+    if isinstance(ordered[0], str):
+        known = {name: index for index, name in (head or {}).items()}
+        if head is not None and values <= set(known):
+            return LabelMap(problem, head, known)
+        return LabelMap(problem, dict(enumerate(ordered)), {v: i for i, v in enumerate(ordered)})
+    if isinstance(ordered[0], bool):
+        return LabelMap(problem, {0: "False", 1: "True"}, {False: 0, True: 1})
+
+    width = len(head) if head is not None else len(ordered)
+    if all(0 <= value < width for value in ordered):  # the labels are class ids already
+        return LabelMap(problem, head or _default_names(width), {i: i for i in range(width)})
+    # Gaps, counting from 1, star ratings: the class is the rank, its name the label itself.
+    return LabelMap(
+        problem,
+        {i: str(int(value)) for i, value in enumerate(ordered)},
+        {value: i for i, value in enumerate(ordered)},
+    )
+
+
+def _default_names(count: int) -> dict[int, str]:
+    return {index: f"LABEL_{index}" for index in range(count)}
+
+
+def _class_names(rows: datasets.Dataset, column: str) -> list[str] | None:
+    kind = (rows.features or {}).get(column)
+    if isinstance(kind, (datasets.List, datasets.LargeList)):
+        kind = kind.feature
+    return list(kind.names) if isinstance(kind, datasets.ClassLabel) else None
+

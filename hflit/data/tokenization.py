@@ -1,0 +1,167 @@
+"""What every kind of tokenization shares: columns, missing values, the cache key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+from transformers import PreTrainedTokenizerBase
+
+SCAN_ROWS = 10_000  # rows read at a time when data is looked through before tokenizing
+
+
+class Tokenization:
+    """Rows of one kind of task -> token ids and labels.
+
+    A subclass names its columns, looks through the data once (`fit` the training rows, `check`
+    any rows) and turns batches of rows into batches of token ids (`__call__`).
+
+    Args:
+        tokenizer: Tokenizer of the base.
+        columns: Column names in the order of the task's table, see `HFTrainer`.
+        maxlength: Longest row in tokens, or None for no limit.
+    """
+
+    default_columns: tuple[str | None, ...] = ()
+    padding: dict[str, int] = {}  # column -> value that fills a short row
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        columns: str | tuple[str | None, ...] | None = None,
+        maxlength: int | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.columns = self.resolve_columns(columns)
+        self.maxlength = maxlength
+        self.padding = {
+            "input_ids": tokenizer.pad_token_id,
+            "token_type_ids": tokenizer.pad_token_type_id,
+            "attention_mask": 0,
+            **type(self).padding,
+        }
+
+    def resolve_columns(
+        self, columns: str | tuple[str | None, ...] | None
+    ) -> tuple[str | None, ...]:
+        """Fill a string or a shorter tuple up with the default names."""
+        if columns is None:
+            return self.default_columns
+        given = (columns,) if isinstance(columns, str) else tuple(columns)
+        if not given or len(given) > len(self.default_columns):
+            raise ValueError(
+                f"columns={columns!r} must name 1 to {len(self.default_columns)} columns, "
+                f"in the order {self.default_columns!r}."
+            )
+        return given + self.default_columns[len(given) :]
+
+    @property
+    def names(self) -> list[str]:
+        """Columns to read, without the unused ones."""
+        return [name for name in self.columns if name is not None]
+
+    @property
+    def features(self) -> datasets.Features:
+        """Arrow types of what `__call__` returns."""
+        raise NotImplementedError
+
+    def fit(self, rows: datasets.Dataset, limit: int | None = None) -> None:
+        """Learn from the training rows what encoding needs, and check them.
+
+        Args:
+            rows: Training rows.
+            limit: Rows the run will read, if `rows` is a stream; None for all of them.
+        """
+        self.check(rows, "training", limit)
+
+    def check(self, rows: datasets.Dataset, split: str, limit: int | None = None) -> None:
+        """Raise ValueError naming the first row that cannot be encoded."""
+        raise NotImplementedError
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Encode a batch of rows; one output row for each."""
+        raise NotImplementedError
+
+    @property
+    def token_columns(self) -> dict[str, datasets.Value]:
+        """Columns the tokenizer fills, with the smallest type that holds them."""
+        wanted = {"input_ids": "int32", "token_type_ids": "int8"}
+        names = self.tokenizer.model_input_names
+        return {
+            name: datasets.List(datasets.Value(dtype))
+            for name, dtype in wanted.items()
+            if name in names
+        }
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides what `__call__` returns: the key of the cache of tokenized rows."""
+        return {
+            "kind": type(self).__name__,
+            "columns": self.columns,
+            "maxlength": self.maxlength,
+            "tokenizer": tokenizer_settings(self.tokenizer),
+        }
+
+
+def tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What a tokenizer does, independent of which texts it has seen.
+
+    The Rust tokenizer remembers the truncation and padding of its last call; both are left out.
+    """
+    settings: dict[str, Any] = {"class": type(tokenizer).__name__, "side": tokenizer.padding_side}
+    settings["truncation_side"] = tokenizer.truncation_side
+    if tokenizer.is_fast:
+        backend = json.loads(tokenizer.backend_tokenizer.to_str())
+        settings["backend"] = {
+            k: v for k, v in backend.items() if k not in ("truncation", "padding")
+        }
+    else:
+        settings["vocabulary"] = sorted(tokenizer.get_vocab().items())
+        settings["init"] = {k: str(v) for k, v in sorted(tokenizer.init_kwargs.items())}
+    return settings
+
+
+def scan(
+    rows: datasets.Dataset | datasets.IterableDataset, limit: int | None = None
+) -> Iterator[tuple[int, pa.Table]]:
+    """Read rows in Arrow tables, each with the number of its first row.
+
+    Args:
+        rows: Data set or stream.
+        limit: Rows to read; None for all.
+    """
+    start = 0
+    for table in rows.with_format("arrow").iter(batch_size=SCAN_ROWS):
+        if limit is not None and start + len(table) > limit:
+            table = table.slice(0, limit - start)
+        yield start, table
+        start += len(table)
+        if limit is not None and start >= limit:
+            return
+
+
+def first_row(mask: pa.ChunkedArray) -> int | None:
+    """Index of the first true value, or None."""
+    index = pc.index(mask, True).as_py()
+    return None if index < 0 else index
+
+
+def check_texts(table: pa.Table, start: int, names: list[str], split: str) -> None:
+    """Raise ValueError naming the first row without a text in one of the columns."""
+    for name in names:
+        column = table[name]
+        empty = first_row(pc.is_null(column))
+        if empty is not None:
+            raise ValueError(f"Row {start + empty} of the {split} data has no text in {name!r}.")
+        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            raise ValueError(
+                f"Column {name!r} of the {split} data holds {column.type}, not text: row {start} "
+                f"is {column[0].as_py()!r}."
+            )
+
+

@@ -1,0 +1,158 @@
+"""Base -> config, tokenizer, model. A leaf: imports no other room."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+UNLIMITED = 1_000_000  # tokenizers without a limit carry 1e30
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a run starts from, before its weights are loaded.
+
+    Attributes:
+        config: The model's config, a copy.
+        tokenizer: The tokenizer, a copy that has a padding token.
+        model: The model, if the caller brought one.
+        path: Hub id or folder of the weights, if the caller did not.
+    """
+
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel | None
+    path: str | None
+
+
+def load_base(base: Any) -> Base:
+    """Load config and tokenizer, or take them from `(model, tokenizer)`.
+
+    Raises:
+        TypeError: `base` is neither a name nor a pair.
+        ValueError: The tokenizer has no token to pad with.
+    """
+    if isinstance(base, (list, tuple)) and len(base) == 2 and isinstance(base[0], nn.Module):
+        model, tokenizer = base
+        path, config = None, copy.deepcopy(model.config)
+        tokenizer = copy.deepcopy(tokenizer)
+    elif isinstance(base, str) or hasattr(base, "__fspath__"):
+        path, model = str(base), None
+        config = AutoConfig.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    else:
+        raise TypeError(
+            f"base is {type(base).__name__}. Pass a hub id, a folder or (model, tokenizer)."
+        )
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError("The tokenizer has no padding token. Set tokenizer.pad_token.")
+        tokenizer.pad_token = tokenizer.eos_token
+    return Base(config, tokenizer, model, path)
+
+
+def resolve_maxlength(maxlength: int | None, base: Base) -> int | None:
+    """Longest row in tokens: the caller's, or what tokenizer and model can take.
+
+    Returns:
+        The limit, or None if neither tokenizer nor model has one.
+
+    Raises:
+        ValueError: `maxlength` is not positive or more than the model has positions for.
+    """
+    positions = count_positions(base)
+    if maxlength is None:
+        limits = [limit for limit in (positions, base.tokenizer.model_max_length) if limit]
+        shortest = min(limits, default=UNLIMITED)
+        return int(shortest) if shortest < UNLIMITED else None
+    if maxlength < 1:
+        raise ValueError(f"maxlength={maxlength} must be at least 1 token.")
+    if positions is not None and maxlength > positions:
+        raise ValueError(f"maxlength={maxlength} is more than the {positions} tokens the model takes.")
+    return maxlength
+
+
+def count_positions(base: Base) -> int | None:
+    """Tokens the model has positions for; None if it has no limit."""
+    positions = getattr(base.config, "max_position_embeddings", None)
+    if not positions or positions < 1:
+        return None
+    model = base.model
+    if model is None:
+        with torch.device("meta"):  # the shape of the model, no weights
+            model = AutoModel.from_config(base.config)
+    for name, module in model.named_modules():
+        # RoBERTa and its kin count positions from padding_idx + 1, so the table is longer than
+        # the rows it serves.
+        is_table = isinstance(module, nn.Embedding) and "position" in name.rsplit(".", 1)[-1]
+        if is_table and module.padding_idx is not None:
+            return module.num_embeddings - module.padding_idx - 1
+    return int(positions)
+
+
+def classifier_names(base: Base) -> dict[int, str] | None:
+    """Class id -> name of the classifier that the base already carries, or None."""
+    names = base.config.architectures if base.model is None else [type(base.model).__name__]
+    if not any(name.endswith("ForSequenceClassification") for name in names or []):
+        return None
+    return dict(base.config.id2label)
+
+
+def load_model(base: Base, auto_model: Any, changes: dict[str, Any]) -> PreTrainedModel:
+    """Load the weights, or take the caller's model, with some values of the config changed.
+
+    Args:
+        base: What the run starts from.
+        auto_model: transformers' class that picks the model for a task.
+        changes: Values for the model's config.
+
+    Returns:
+        A model of its own config. The caller's model shares its weights but keeps its config.
+
+    Raises:
+        ValueError: The caller's model has another head than the task or its labels need.
+    """
+    if base.model is not None:
+        model = copy.copy(base.model)
+        model.config = base.config
+        model.generation_config = copy.deepcopy(getattr(model, "generation_config", None))
+        _check_head(model, auto_model, changes)
+    else:
+        resized = len(changes.get("id2label", ())) != base.config.num_labels
+        config = copy.deepcopy(base.config)
+        config.update(changes)
+        model = auto_model.from_pretrained(
+            base.path, config=config, ignore_mismatched_sizes=resized
+        )
+    model.config.update(changes)
+    return model
+
+
+def _check_head(model: PreTrainedModel, auto_model: Any, changes: dict[str, Any]) -> None:
+    known = {name for value in auto_model._model_mapping.values() for name in _names(value)}
+    if type(model).__module__.startswith("transformers.") and type(model).__name__ not in known:
+        raise ValueError(
+            f"base holds a {type(model).__name__}; this task trains what {auto_model.__name__} loads."
+        )
+    classes = len(changes.get("id2label", range(model.config.num_labels)))
+    if classes != model.config.num_labels:
+        raise ValueError(
+            f"base holds a model with {model.config.num_labels} classes, but the training data has "
+            f"{classes}. Pass the base by name to get a new head."
+        )
+
+
+def _names(value: Any) -> list[str]:
+    return [cls.__name__ for cls in (value if isinstance(value, tuple) else (value,))]

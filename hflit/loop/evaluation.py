@@ -1,0 +1,138 @@
+"""Evaluation: the validation rows through the model, then the loss and the metrics."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, TrainingArguments
+from transformers.trainer_pt_utils import EvalLoopContainer, nested_detach
+from transformers.trainer_utils import denumpify_detensorize, speed_metrics
+from transformers.utils.generic import find_labels
+
+from hflit.tasks.module import TaskModule
+
+Metrics = Callable[..., dict[str, Any]]
+
+
+def evaluate(
+    module: TaskModule,
+    loader: DataLoader,
+    args: TrainingArguments,
+    metrics: Metrics | str | None = None,
+    on_batch: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Evaluate a model on all batches of a loader.
+
+    Args:
+        module: The task; its model is put into evaluation mode and left there.
+        loader: Batches of the validation rows.
+        args: What to keep for `metrics`.
+        metrics: Function from `EvalPrediction` to a dict, under transformers' contract; `"auto"`
+            for the task's own; None for the loss alone.
+        on_batch: Called after each batch.
+
+    Returns:
+        `eval_loss` (the mean over all items), the metrics with `eval_` before their names, and
+        `eval_runtime` in seconds with the rows and batches per second.
+    """
+    start = time.time()
+    module.model.eval()
+    kept = _Kept(module, args) if callable(metrics) and not args.prediction_loss_only else None
+    own = module.metrics() if metrics == "auto" else None
+    losses: list[tuple[float, int, int]] = []  # mean of a batch, its items, its rows
+    found: dict[str, Any] = {}
+    batches = len(loader) if hasattr(loader.dataset, "__len__") else None
+    for index, batch in enumerate(loader):
+        batch = module.transfer_batch_to_device(batch, module.device, 0)
+        result = module.evaluate_batch(batch)
+        losses.append((float(result.loss), result.items, len(batch["input_ids"])))
+        if own is not None:
+            own.update(result.outputs, batch)
+        if kept is not None:
+            prediction = kept.add(result.outputs, result.loss, batch)
+            if args.batch_eval_metrics:
+                found = metrics(prediction, compute_result=index + 1 == batches)  # type: ignore[operator]
+            elif args.eval_accumulation_steps and (index + 1) % args.eval_accumulation_steps == 0:
+                kept.to_cpu()
+        on_batch()
+
+    rows = sum(count for _, _, count in losses)
+    if own is not None:
+        found = own.compute()
+    elif kept is not None and not args.batch_eval_metrics:
+        prediction = kept.all()
+        if prediction.predictions is not None and prediction.label_ids is not None:
+            found = metrics(prediction)  # type: ignore[operator]
+    figures = denumpify_detensorize(dict(found))
+    if losses:
+        figures["eval_loss"] = _mean_loss(losses, args, by_rows=module.parity)
+    figures = {k if k.startswith("eval_") else f"eval_{k}": v for k, v in figures.items()}
+    steps = math.ceil(rows / args.per_device_eval_batch_size)
+    return {**figures, **speed_metrics("eval", start, num_samples=rows, num_steps=steps)}
+
+
+def _mean_loss(
+    losses: list[tuple[float, int, int]], args: TrainingArguments, by_rows: bool
+) -> float:
+    # transformers weighs the mean of each batch by its rows, also where the loss averages over
+    # tokens. By items it is the mean over all of them.
+    means, items, rows = (np.array(column) for column in zip(*losses, strict=True))
+    weights = rows if by_rows else items
+    if by_rows:
+        means = np.repeat(means.astype(np.float32), rows)
+        weights = np.ones_like(means)
+    finite = np.isfinite(means)
+    if args.logging_nan_inf_filter and finite.any():
+        means, weights = means[finite], weights[finite]
+    return means.mean().item() if by_rows else float((means * weights).sum() / max(weights.sum(), 1))
+
+
+class _Kept:
+    """Predictions, labels, inputs and losses as `compute_metrics` functions expect them."""
+
+    def __init__(self, module: TaskModule, args: TrainingArguments) -> None:
+        config = module.model.config
+        self.ignored = getattr(config, "keys_to_ignore_at_inference", ["past_key_values"])
+        self.label_names = args.label_names or find_labels(type(module.model))
+        self.wanted = args.include_for_metrics
+        self.main_input = getattr(module.model, "main_input_name", "input_ids")
+        self.rows = args.per_device_eval_batch_size
+        parts = ("predictions", "label_ids", "inputs", "losses")
+        concat = args.eval_do_concat_batches
+        self.kept = {part: EvalLoopContainer(concat, padding_index=-100) for part in parts}
+
+    def add(
+        self, outputs: dict[str, Any], loss: torch.Tensor, batch: dict[str, Any]
+    ) -> EvalPrediction:
+        """Keep one batch, and return it."""
+        logits = nested_detach(tuple(v for k, v in outputs.items() if k not in self.ignored))
+        labels = tuple(batch.get(name) for name in self.label_names)
+        now = {
+            "predictions": _unwrapped(logits),
+            "label_ids": None if None in labels else _unwrapped(labels),
+            "inputs": batch[self.main_input] if "inputs" in self.wanted else None,
+            "losses": loss.repeat(len(batch[self.main_input])) if "loss" in self.wanted else None,
+        }
+        for part, value in now.items():
+            if value is not None:
+                self.kept[part].add(value)
+        return EvalPrediction(**now)
+
+    def to_cpu(self) -> None:
+        """Move what is kept out of the device's memory."""
+        for container in self.kept.values():
+            container.to_cpu_and_numpy()
+
+    def all(self) -> EvalPrediction:
+        """Everything kept, as numpy arrays."""
+        return EvalPrediction(**{part: kept.get_arrays() for part, kept in self.kept.items()})
+
+
+def _unwrapped(values: tuple[Any, ...]) -> Any:
+    return values[0] if len(values) == 1 else values

@@ -1,0 +1,235 @@
+"""HFTrainer: one run, told top to bottom."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as L
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerState,
+    set_seed,
+)
+from transformers.trainer_utils import align_special_tokens
+
+from hflit.arguments import Arguments, parse
+from hflit.artifacts import save_artifacts
+from hflit.data import DataModule, data_module
+from hflit.loading import classifier_names, load_base, load_model, resolve_maxlength
+from hflit.loop.bridge import Bridge
+from hflit.loop.evaluation import evaluate
+from hflit.loop.precision import ForwardPrecision
+from hflit.loop.progress import ProgressBar
+from hflit.tasks import TASKS, TaskModule
+
+# Arguments of the call that only some tasks read, and their defaults.
+ONLY_FOR = {
+    "stride": (128, ("question-answering",)),
+    "prefix": (None, ("sequence-sequence",)),
+    "merge": ("concat", ("language-generation", "language-modeling", "token-detection")),
+}
+# Arguments of the call that are accepted already and built later.
+PENDING = ("checkpoint", "quantize", "lora", "teacher")
+
+
+class HFTrainer:
+    """Fine-tunes any Hugging Face transformer in one call.
+
+    After a call, `state` is the `TrainerState` of the run (`global_step`, `log_history`,
+    `best_metric`, ...), `metrics` its last `train_*` and `eval_*` figures, and `lightning` the
+    Lightning Trainer that ran it.
+    """
+
+    state: TrainerState
+    metrics: dict[str, float]
+    lightning: L.Trainer
+
+    def __call__(
+        self,
+        base: Any,
+        train: Any,
+        validation: Any = None,
+        columns: str | tuple[str | None, ...] | None = None,
+        maxlength: int | None = None,
+        stride: int = 128,
+        task: str = "text-classification",
+        prefix: str | None = None,
+        metrics: Callable[..., dict[str, Any]] | str | None = None,
+        tokenizers: int | bool | None = None,
+        checkpoint: bool | str | None = None,
+        quantize: Any = None,
+        lora: Any = None,
+        merge: str | None = "concat",
+        teacher: Any = None,
+        distillation: tuple[float, float] = (1.0, 0.5),
+        tokenizebatch: int = 1000,
+        parity: bool = False,
+        cache: bool = True,
+        **args: Any,
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Train a model on labelled rows.
+
+        Args:
+            base: Hub id, local folder, or `(model, tokenizer)`, which is trained in place.
+            train: Rows to learn from: `datasets.Dataset`, `IterableDataset` (with `max_steps`) or
+                `DatasetDict`, pandas or polars DataFrame, iterable of dicts.
+            validation: Rows to evaluate on, the same kinds; None for no evaluation.
+            columns: Column names by task; for text-classification text, second text or None,
+                label.
+            maxlength: Longest row in tokens; by default what tokenizer and model can take.
+            stride: Tokens shared by neighbouring windows of a long context (question-answering).
+            task: Name of the task.
+            prefix: Put before each source (sequence-sequence).
+            metrics: Function from `transformers.EvalPrediction` to a dict, or `"auto"` for the
+                task's own metrics.
+            tokenizers: Processes that tokenize; True for one per core.
+            checkpoint: Not built yet.
+            quantize: Not built yet.
+            lora: Not built yet.
+            merge: How texts fill rows (language tasks).
+            teacher: Not built yet.
+            distillation: Temperature and share of the teacher.
+            tokenizebatch: Rows tokenized at a time. Never changes the result.
+            parity: Run exactly the operations of `transformers.Trainer`, bit for bit.
+            cache: Keep tokenized rows in the Hugging Face data sets cache; False keeps them in
+                memory only.
+            args: Fields of `transformers.TrainingArguments` and flags of the Lightning Trainer.
+
+        Returns:
+            The trained model, in evaluation mode, and its tokenizer.
+
+        Raises:
+            TypeError: An argument has an unknown name, or data of an unknown kind.
+            ValueError: An argument, a column, a label or a row is wrong; raised before any weight
+                is loaded.
+            NotImplementedError: The argument belongs to a feature that is not built yet.
+        """
+        given = {name: value for name, value in locals().items() if name not in ("self", "args")}
+        task_class = _check_request(given)
+        arguments, flags = parse(args, also=given)
+
+        with _log_level(arguments):
+            start = load_base(base)
+            tokenization = task_class.tokenization(
+                start.tokenizer,
+                columns,
+                resolve_maxlength(maxlength, start),
+                head=classifier_names(start),
+            )
+            data = data_module(
+                train,
+                validation,
+                tokenization=tokenization,
+                args=arguments,
+                tokenizers=os.cpu_count() if tokenizers is True else tokenizers or None,
+                tokenizebatch=tokenizebatch,
+                cache=cache,
+            )
+            data.setup()
+
+            set_seed(arguments.seed)
+            changes = tokenization.config_changes(start.config)
+            model = load_model(start, task_class.auto_model, changes)
+            align_special_tokens(model, start.tokenizer)
+            module = task_class(model, arguments, parity)
+            bridge, trainer = _lightning(arguments, flags, module, data, metrics)
+
+            set_seed(arguments.seed)
+            trainer.fit(module, data)
+
+            self.lightning, self.state, self.metrics = trainer, bridge.state, bridge.metrics
+            model.eval()
+            if arguments.should_save:
+                save_artifacts(
+                    arguments.output_dir, model, start.tokenizer, bridge.state, arguments
+                )
+        return model, start.tokenizer
+
+
+def _check_request(given: dict[str, Any]) -> type[TaskModule]:
+    task = given["task"]
+    if task not in TASKS:
+        raise ValueError(f"Unknown task {task!r}. Choose one of: {', '.join(TASKS)}.")
+    for name, (default, tasks) in ONLY_FOR.items():
+        if given[name] != default and task not in tasks:
+            raise ValueError(f"{name}={given[name]!r} is for {', '.join(tasks)}; {task} ignores it.")
+    pending = [name for name in PENDING if given[name] not in (None, False)]
+    if pending:
+        raise NotImplementedError(f"Not built yet: {', '.join(f'{name}=' for name in pending)}.")
+    if given["metrics"] is not None and given["metrics"] != "auto" and not callable(given["metrics"]):
+        raise ValueError(f"metrics={given['metrics']!r} must be a function, 'auto' or None.")
+    if given["tokenizebatch"] < 1:
+        raise ValueError(f"tokenizebatch={given['tokenizebatch']} must be at least 1.")
+    return TASKS[task]
+
+
+def _lightning(
+    args: Arguments,
+    flags: dict[str, Any],
+    module: TaskModule,
+    data: DataModule,
+    metrics: Callable[..., dict[str, Any]] | str | None,
+) -> tuple[Bridge, L.Trainer]:
+    """The Lightning Trainer of a run, and the bridge to transformers' callbacks inside it."""
+    callbacks = flags.pop("callbacks")
+    run_evaluation = None
+    if data.data["validation"] is not None:
+
+        def run_evaluation(on_batch: Callable[[], None]) -> dict[str, float]:
+            return evaluate(module, data.val_dataloader(), args, metrics, on_batch)
+
+    elif args.eval_strategy != "no" or args.eval_on_start:
+        raise ValueError(f"eval_strategy={str(args.eval_strategy.value)!r} needs validation=.")
+    theirs = [callback for callback in callbacks if isinstance(callback, TrainerCallback)]
+    bridge = Bridge(args, module, data.tokenization.tokenizer, theirs, run_evaluation)
+    lightning: list[Any] = [c for c in callbacks if not isinstance(c, TrainerCallback)]
+    show = flags.setdefault("enable_progress_bar", sys.stderr.isatty() and not args.disable_tqdm)
+    if show:
+        lightning.append(ProgressBar())
+    if flags["precision"] in ("bf16-mixed", "16-mixed"):
+        plugin = ForwardPrecision(flags.pop("precision"), "cuda" if not args.use_cpu else "cpu")
+        flags["plugins"] = [plugin, *_listed(flags.get("plugins"))]
+    epochs, steps = _length(args, flags, data)
+    return bridge, L.Trainer(
+        **flags, callbacks=[bridge, *lightning], max_epochs=epochs, max_steps=steps
+    )
+
+
+def _length(args: Arguments, flags: dict[str, Any], data: DataModule) -> tuple[int, int]:
+    """Epochs and updates of the run; a stream has no epochs to count (-1)."""
+    try:
+        windows = len(data.train_dataloader())
+    except TypeError:
+        return -1, args.max_steps
+    limit = flags.get("limit_train_batches")
+    if limit is not None:
+        windows = min(windows, limit) if isinstance(limit, int) else int(windows * limit)
+    if args.max_steps > 0:
+        return math.ceil(args.max_steps / windows), args.max_steps
+    return math.ceil(args.num_train_epochs), math.ceil(args.num_train_epochs * windows)
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+@contextmanager
+def _log_level(args: Arguments) -> Iterator[None]:
+    """Let `log_level` rule Lightning's messages too, for the time of the run."""
+    theirs = logging.getLogger("lightning.pytorch")
+    before = theirs.level
+    theirs.setLevel(args.get_process_log_level())
+    try:
+        yield
+    finally:
+        theirs.setLevel(before)

@@ -1,0 +1,232 @@
+"""The base of all tasks: one window of micro-batches becomes one weight update."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, NamedTuple
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from transformers import PreTrainedModel, Trainer, TrainingArguments, get_scheduler
+from transformers.trainer_pt_utils import LabelSmoother
+
+from hflit.data.batching import Batch
+from hflit.data.tokenization import Tokenization
+
+IGNORE_INDEX = -100
+
+
+class Evaluated(NamedTuple):
+    """What one batch gave in evaluation.
+
+    Attributes:
+        loss: Scalar, the mean over the batch.
+        items: What the mean was taken over: rows or label tokens.
+        outputs: What the model returned, without its loss.
+    """
+
+    loss: Tensor
+    items: int
+    outputs: dict[str, Any]
+
+
+class TaskModule(L.LightningModule):
+    """Trains a transformers model, one window at a time.
+
+    A window is the list of micro-batches of one weight update. Its loss is the sum over all items
+    (rows or label tokens) of all its micro-batches, divided by their number: the same as one large
+    batch, however ragged the rows are.
+
+    Args:
+        model: A transformers model with the head of the task.
+        args: Learning rate, schedule, clipping and all the other training arguments.
+        parity: Run exactly the operations of `transformers.Trainer`, in its order. Also copies
+            its loss under accumulation, too large by `gradient_accumulation_steps` for models
+            that take no count of items.
+    """
+
+    auto_model: ClassVar[Any]
+    tokenization: ClassVar[type[Tokenization]]
+
+    def __init__(
+        self, model: PreTrainedModel, args: TrainingArguments, parity: bool = False
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = model
+        self.args = args
+        self.parity = parity
+        # Set by the callback bridge, which passes events on to transformers' callbacks.
+        self.tell: Callable[[str], None] = lambda event: None
+
+        parameters = inspect.signature(model.forward).parameters
+        self._inputs = set(parameters)
+        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        self._takes_count = getattr(model, "accepts_loss_kwargs", takes_any)
+        smoothing = args.label_smoothing_factor
+        self._smoother = LabelSmoother(smoothing) if parity and smoothing else None
+
+        if parity and args.gradient_accumulation_steps > 1 and self._takes_count:
+            warnings.warn(
+                f"parity=True copies transformers.Trainer: models that ignore the count of items "
+                f"get a loss {args.gradient_accumulation_steps} times too large under "
+                f"gradient_accumulation_steps={args.gradient_accumulation_steps}.",
+                stacklevel=2,
+            )
+
+    # What a task defines.
+
+    def count_items(self, batch: Batch) -> int:
+        """Items that the loss of a batch averages over."""
+        raise NotImplementedError
+
+    def summed_loss(self, outputs: dict[str, Any], batch: Batch) -> Tensor:
+        """Loss summed over the items of a batch, a float32 scalar."""
+        raise NotImplementedError
+
+    def metrics(self) -> Any:
+        """The task's own metrics: an object with `update(outputs, batch)` and `compute()`."""
+        raise NotImplementedError
+
+    # Training.
+
+    def forward(self, batch: Batch) -> dict[str, Any]:
+        """The model's outputs, without a loss."""
+        inputs = {k: v for k, v in batch.items() if k in self._inputs and k != "labels"}
+        with self.forward_autocast():
+            return self.model(**inputs)
+
+    def training_step(self, window: list[Batch] | Batch, batch_idx: int) -> dict[str, Any]:
+        """Update the weights once.
+
+        Args:
+            window: Micro-batches of the update; a plain Lightning loader may give a single one.
+            batch_idx: Number of the window in the epoch.
+
+        Returns:
+            `losses` of the micro-batches (they sum to the loss of the window), `grad_norm` before
+            clipping, the `learning_rate` that was used, `tokens` that were read and
+            `padded_tokens` with their padding.
+        """
+        window = window if isinstance(window, list) else [window]
+        self.model.train()  # from_pretrained gives evaluation mode, and Lightning keeps it
+        losses = []
+        tokens: Tensor | int = 0
+        window_loss = self._reference_loss if self.parity else self._window_loss
+        items = self._count_window(window)
+        for index, batch in enumerate(window):
+            loss = window_loss(batch, items, len(window))
+            self.manual_backward(loss)
+            losses.append(loss.detach())
+            tokens += batch["attention_mask"].sum()
+            if index < len(window) - 1:
+                self.tell("on_substep_end")
+        padded = sum(batch["input_ids"].numel() for batch in window)
+        return {"losses": losses, "tokens": tokens, "padded_tokens": padded, **self._update()}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log `eval_loss`, for those who run a plain Lightning Trainer."""
+        loss, items, _ = self.evaluate_batch(batch)
+        self.log("eval_loss", loss, batch_size=items, sync_dist=True, prog_bar=True)
+
+    @torch.no_grad()
+    def evaluate_batch(self, batch: Batch) -> Evaluated:
+        """Loss and outputs of one batch; the caller sets evaluation mode."""
+        items = self.count_items(batch)
+        if self.parity:
+            loss, outputs = self._reference_outputs(batch, self._count_window([batch]))
+        else:
+            outputs = self(batch)
+            loss = self.summed_loss(outputs, batch) / max(items, 1)
+        return Evaluated(loss.detach(), items, {k: v for k, v in outputs.items() if k != "loss"})
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimizer and schedule that the arguments name, as transformers builds them."""
+        args = self.args
+        decay = Trainer.get_decay_parameter_names(None, self.model)  # type: ignore[arg-type]  # reads no self
+        learning = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        groups: Any = [
+            {"params": [p for n, p in learning if n in decay], "weight_decay": args.weight_decay},
+            {"params": [p for n, p in learning if n not in decay], "weight_decay": 0.0},
+        ]
+        optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, self.model)
+        for own in ("params", "model", "optimizer_dict"):  # optimizers that pick their parameters
+            groups = options.pop(own, groups)
+        optimizer = optimizer_class(groups, **options)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = get_scheduler(
+            args.lr_scheduler_type,
+            optimizer=optimizer,
+            num_warmup_steps=args.get_warmup_steps(steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def forward_autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision around the model's forward only, see `hflit.loop.precision`."""
+        plugin = getattr(self._trainer, "precision_plugin", None)
+        autocast = getattr(plugin, "forward_autocast", None)
+        return autocast() if autocast is not None else nullcontext()
+
+    def _update(self) -> dict[str, Any]:
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        # Clipped in the order of the model's parameters, not of the optimizer's groups: the order
+        # decides the rounding of the norm.
+        if self.args.max_grad_norm > 0:
+            norm = clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+        else:
+            norm = get_total_norm(gradients)
+        self.tell("on_pre_optimizer_step")
+        optimizer.step()
+        self.tell("on_optimizer_step")
+        rate = optimizer.param_groups[0]["lr"]
+        if not isinstance(schedule, ReduceLROnPlateau):  # that one follows evaluations
+            schedule.step()
+        optimizer.zero_grad()
+        return {"grad_norm": norm, "learning_rate": rate}
+
+    def _window_loss(self, batch: Batch, items: int, parts: int) -> Tensor:
+        return self.summed_loss(self(batch), batch) / max(items, 1)
+
+    def _count_window(self, window: list[Batch]) -> Any:
+        if not self.parity:
+            return sum(self.count_items(batch) for batch in window)
+        if not (self._takes_count and "labels" in window[0]):
+            return None
+        shifted = self._loss_shifts_labels
+        labels = [b["labels"][..., 1:] if shifted else b["labels"] for b in window]
+        return sum(label.ne(IGNORE_INDEX).sum() for label in labels)
+
+    # transformers.Trainer's loss, operation by operation (5.23).
+
+    _loss_shifts_labels: ClassVar[bool] = False
+
+    def _reference_loss(self, batch: Batch, count: Tensor | None, parts: int) -> Tensor:
+        loss, _ = self._reference_outputs(batch, count)
+        return loss if count is not None else loss / parts
+
+    def _reference_outputs(
+        self, batch: Batch, count: Tensor | None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        inputs: dict[str, Any] = {k: v for k, v in batch.items() if k in self._inputs}
+        labels = inputs.pop("labels") if self._smoother is not None else None
+        if count is not None:
+            inputs["num_items_in_batch"] = count
+        with self.forward_autocast():
+            outputs = self.model(**inputs)
+        if labels is None:
+            return outputs["loss"].float(), outputs
+        outputs = {k: v.float() if torch.is_tensor(v) else v for k, v in outputs.items()}
+        loss = self._smoother(
+            outputs, labels, shift_labels=self._loss_shifts_labels, num_items_in_batch=count
+        )
+        return loss, outputs
+

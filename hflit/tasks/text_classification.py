@@ -1,0 +1,51 @@
+"""text-classification: one class, several labels or a score for a text or a pair of texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+
+from hflit.data.batching import Batch
+from hflit.data.labels import MULTI, REGRESSION, Labels
+from hflit.metrics.classification import ClassificationMetrics
+from hflit.tasks.module import TaskModule
+
+
+class TextClassification(TaskModule):
+    """Classifies texts, or pairs of texts; scores them if the labels are real numbers.
+
+    The model's config says which: `problem_type` is `single_label_classification`,
+    `multi_label_classification` or `regression`.
+
+    Batch:
+        input_ids: `(batch, seq)`.
+        attention_mask: `(batch, seq)`, 1 for tokens and 0 for padding.
+        labels: Class ids `(batch,)`; for several labels 0.0 or 1.0 each, `(batch, classes)`; for
+            regression scores `(batch,)`.
+    """
+
+    auto_model = AutoModelForSequenceClassification
+    tokenization = Labels
+
+    def count_items(self, batch: Batch) -> int:
+        """Rows; for several labels rows times classes, as the mean of the loss is taken."""
+        return batch["labels"].numel()
+
+    def summed_loss(self, outputs: dict[str, Any], batch: Batch) -> Tensor:
+        """Cross-entropy, binary cross-entropy or squared error, summed over the batch."""
+        logits, labels = outputs["logits"].float(), batch["labels"]
+        problem = self.model.config.problem_type
+        if problem == REGRESSION:
+            return F.mse_loss(logits.squeeze(-1), labels, reduction="sum")
+        if problem == MULTI:
+            return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+        smoothing = self.args.label_smoothing_factor
+        return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+
+    def metrics(self) -> ClassificationMetrics:
+        """Accuracy and F1, or correlations, by the kind of problem."""
+        config = self.model.config
+        return ClassificationMetrics(config.problem_type, config.num_labels)
