@@ -107,7 +107,7 @@ def classifier_names(base: Base) -> dict[int, str] | None:
     names = base.config.architectures if base.model is None else [type(base.model).__name__]
     if not any(name.endswith("ForSequenceClassification") for name in names or []):
         return None
-    return dict(base.config.id2label)
+    return {int(index): name for index, name in (base.config.id2label or {}).items()}
 
 
 def load_model(base: Base, auto_model: Any, changes: dict[str, Any]) -> PreTrainedModel:
@@ -127,7 +127,8 @@ def load_model(base: Base, auto_model: Any, changes: dict[str, Any]) -> PreTrain
     if base.model is not None:
         model = copy.copy(base.model)
         model.config = base.config
-        model.generation_config = copy.deepcopy(getattr(model, "generation_config", None))
+        if getattr(model, "generation_config", None) is not None:
+            model.generation_config = copy.deepcopy(model.generation_config)
         _check_head(model, auto_model, changes)
     else:
         resized = len(changes.get("id2label", ())) != base.config.num_labels
@@ -141,13 +142,13 @@ def load_model(base: Base, auto_model: Any, changes: dict[str, Any]) -> PreTrain
 
 
 def _check_head(model: PreTrainedModel, auto_model: Any, changes: dict[str, Any]) -> None:
-    known = {name for value in auto_model._model_mapping.values() for name in _names(value)}
+    known = _names(auto_model._model_mapping.get(type(model.config), ()))
     if type(model).__module__.startswith("transformers.") and type(model).__name__ not in known:
         raise ValueError(
             f"base holds a {type(model).__name__}; this task trains what {auto_model.__name__} loads."
         )
-    classes = len(changes.get("id2label", range(model.config.num_labels)))
-    if classes != model.config.num_labels:
+    classes = len(changes.get("id2label", ()))
+    if classes and classes != model.config.num_labels:
         raise ValueError(
             f"base holds a model with {model.config.num_labels} classes, but the training data has "
             f"{classes}. Pass the base by name to get a new head."

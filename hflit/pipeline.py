@@ -30,12 +30,8 @@ from hflit.loop.precision import ForwardPrecision
 from hflit.loop.progress import ProgressBar
 from hflit.tasks import TASKS, TaskModule
 
-# Arguments of the call that only some tasks read, and their defaults.
-ONLY_FOR = {
-    "stride": (128, ("question-answering",)),
-    "prefix": (None, ("sequence-sequence",)),
-    "merge": ("concat", ("language-generation", "language-modeling", "token-detection")),
-}
+# Arguments of the call that only some kinds of tokenization take, and their defaults.
+OPTIONS = {"stride": 128, "prefix": None, "merge": "concat", "whole_word": False}
 # Arguments of the call that are accepted already and built later.
 PENDING = ("checkpoint", "quantize", "lora", "teacher")
 
@@ -73,6 +69,7 @@ class HFTrainer:
         tokenizebatch: int = 1000,
         parity: bool = False,
         cache: bool = True,
+        whole_word: bool = False,
         **args: Any,
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Train a model on labelled rows.
@@ -101,6 +98,7 @@ class HFTrainer:
             parity: Run exactly the operations of `transformers.Trainer`, bit for bit.
             cache: Keep tokenized rows in the Hugging Face data sets cache; False keeps them in
                 memory only.
+            whole_word: Mask all tokens of a word or none (language-modeling, token-detection).
             args: Fields of `transformers.TrainingArguments` and flags of the Lightning Trainer.
 
         Returns:
@@ -118,11 +116,13 @@ class HFTrainer:
 
         with _log_level(arguments):
             start = load_base(base)
+            options = {**given, "head": classifier_names(start)}
             tokenization = task_class.tokenization(
                 start.tokenizer,
                 columns,
                 resolve_maxlength(maxlength, start),
-                head=classifier_names(start),
+                **{name: options[name] for name in task_class.tokenization.options},
+                **task_class.tokenization_settings,
             )
             data = data_module(
                 train,
@@ -132,6 +132,7 @@ class HFTrainer:
                 tokenizers=os.cpu_count() if tokenizers is True else tokenizers or None,
                 tokenizebatch=tokenizebatch,
                 cache=cache,
+                parity=parity,
             )
             data.setup()
 
@@ -147,7 +148,7 @@ class HFTrainer:
 
             self.lightning, self.state, self.metrics = trainer, bridge.state, bridge.metrics
             model.eval()
-            if arguments.should_save:
+            if arguments.output_dir and arguments.should_save:
                 save_artifacts(
                     arguments.output_dir, model, start.tokenizer, bridge.state, arguments
                 )
@@ -158,9 +159,9 @@ def _check_request(given: dict[str, Any]) -> type[TaskModule]:
     task = given["task"]
     if task not in TASKS:
         raise ValueError(f"Unknown task {task!r}. Choose one of: {', '.join(TASKS)}.")
-    for name, (default, tasks) in ONLY_FOR.items():
-        if given[name] != default and task not in tasks:
-            raise ValueError(f"{name}={given[name]!r} is for {', '.join(tasks)}; {task} ignores it.")
+    for name, default in OPTIONS.items():
+        if given[name] != default and name not in TASKS[task].tokenization.options:
+            raise ValueError(f"{name}={given[name]!r} means nothing to {task}.")
     pending = [name for name in PENDING if given[name] not in (None, False)]
     if pending:
         raise NotImplementedError(f"Not built yet: {', '.join(f'{name}=' for name in pending)}.")
@@ -184,10 +185,13 @@ def _lightning(
     if data.data["validation"] is not None:
 
         def run_evaluation(on_batch: Callable[[], None]) -> dict[str, float]:
-            return evaluate(module, data.val_dataloader(), args, metrics, on_batch)
+            own: Any = metrics
+            if metrics == "auto":
+                own = module.metrics(data.rows["validation"])
+            return evaluate(module, data.val_dataloader(), args, own, on_batch)
 
     elif args.eval_strategy != "no" or args.eval_on_start:
-        raise ValueError(f"eval_strategy={str(args.eval_strategy.value)!r} needs validation=.")
+        raise ValueError("eval_strategy and eval_on_start evaluate on validation=, which is missing.")
     theirs = [callback for callback in callbacks if isinstance(callback, TrainerCallback)]
     bridge = Bridge(args, module, data.tokenization.tokenizer, theirs, run_evaluation)
     lightning: list[Any] = [c for c in callbacks if not isinstance(c, TrainerCallback)]

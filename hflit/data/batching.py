@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import datasets
@@ -14,6 +14,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 Batch = dict[str, Tensor]
+SEED = b"hflit_seed"  # where a table of rows carries the seed of its batch
+
+
+class RowNumbers(list[int]):
+    """Numbers of the rows of one batch, with a seed for what is drawn while they are collated."""
+
+    seed: int | None = None
 
 
 class BatchOrder(Sampler[list[int]]):
@@ -24,15 +31,23 @@ class BatchOrder(Sampler[list[int]]):
         batch_size: Rows in a batch; the last one of an epoch may be smaller.
         seed: Shuffles, differently each epoch; None keeps the order of the rows.
         drop_last: Leave out the last batch if it is smaller.
+        draws: Seed of what is drawn while a batch is collated (masks), another for each batch and
+            epoch; None leaves drawing to the global random numbers, as transformers does.
     """
 
     def __init__(
-        self, rows: int, batch_size: int, seed: int | None = None, drop_last: bool = False
+        self,
+        rows: int,
+        batch_size: int,
+        seed: int | None = None,
+        drop_last: bool = False,
+        draws: int | None = None,
     ) -> None:
         self.rows = rows
         self.batch_size = batch_size
         self.seed = seed
         self.drop_last = drop_last
+        self.draws = draws
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -53,8 +68,12 @@ class BatchOrder(Sampler[list[int]]):
             # The order accelerate gives a shuffled loader, so that batches equal transformers'.
             generator = torch.Generator().manual_seed(self.seed + self.epoch)
             order = torch.randperm(self.rows, generator=generator).tolist()
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            yield order[start : start + self.batch_size]
+        for number in range(len(self)):
+            batch = RowNumbers(order[number * self.batch_size : (number + 1) * self.batch_size])
+            if self.draws is not None:
+                entropy = np.random.SeedSequence([self.draws, self.epoch, number])
+                batch.seed = int(entropy.generate_state(1)[0])
+            yield batch
 
 
 class TokenRows(torch.utils.data.Dataset):
@@ -73,7 +92,9 @@ class TokenRows(torch.utils.data.Dataset):
 
     def __getitems__(self, indices: list[int]) -> pa.Table:
         """The rows of one batch, as a table."""
-        return self.rows[indices]
+        table = self.rows[list(indices)]
+        seed = getattr(indices, "seed", None)
+        return table if seed is None else table.replace_schema_metadata({SEED: str(seed)})
 
 
 class Collator:
@@ -82,11 +103,18 @@ class Collator:
     Args:
         padding: Column -> value that fills a short row.
         side: `right` or `left`: where the filling goes.
+        finish: Last touch on a padded batch, given the seed of the batch too.
     """
 
-    def __init__(self, padding: dict[str, int], side: str = "right") -> None:
+    def __init__(
+        self,
+        padding: dict[str, int],
+        side: str = "right",
+        finish: Callable[[Batch, int | None], Batch] = lambda batch, seed: batch,
+    ) -> None:
         self.padding = padding
         self.side = side
+        self.finish = finish
 
     def __call__(self, rows: pa.Table | list[dict[str, Any]]) -> Batch:
         """Make one batch.
@@ -103,19 +131,21 @@ class Collator:
                 *_offsets_and_ones(rows["input_ids"].combine_chunks())
             )
             batch["attention_mask"] = self._column(ones, "attention_mask")
-        return batch
+        seed = (rows.schema.metadata or {}).get(SEED)
+        return self.finish(batch, None if seed is None else int(seed))
 
     def _column(self, column: pa.Array, name: str) -> Tensor:
         if not _is_list(column.type):
-            return torch.from_numpy(column.to_numpy(zero_copy_only=False).copy())
+            values = torch.from_numpy(column.to_numpy(zero_copy_only=False).copy())
+            return values.float() if values.is_floating_point() else values
         flat = column.flatten().to_numpy(zero_copy_only=False)
         lengths = column.value_lengths().to_numpy()
         longest = int(lengths.max())
         filled = np.arange(longest)[None, :] < lengths[:, None]  # (batch, seq)
         if self.side == "left":
             filled = filled[:, ::-1]
-        # float32 labels stay as they are; token ids become int64, which embeddings take.
-        dtype = flat.dtype if flat.dtype.kind == "f" else np.int64
+        # Labels stay float32; token ids become int64, which embeddings take.
+        dtype = np.float32 if flat.dtype.kind == "f" else np.int64
         padded = np.full((len(lengths), longest), self.padding.get(name, 0), dtype)
         padded[filled] = flat
         return torch.from_numpy(padded)

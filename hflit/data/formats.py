@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -24,9 +24,12 @@ class DatasetModule(DataModule):
         """Keep the columns the task reads; of a dict of splits, the one meant."""
         if isinstance(data, (datasets.DatasetDict, datasets.IterableDatasetDict)):
             data = _guess_split(data, split)
-        if data.column_names is not None:  # None: a stream that does not know its columns yet
-            _check_columns(data.column_names, columns, split)
-        return data.select_columns(columns)
+        if isinstance(data, datasets.Dataset) and data.format["type"] == "custom":
+            return RowsModule.read(data, columns, split)  # with_transform makes rows when read
+        # A stream may not know its columns before its first row.
+        found = list(next(iter(data), {})) if data.column_names is None else data.column_names
+        _check_columns(found, columns, split)
+        return data.with_format(None).select_columns(columns)
 
 
 class FrameModule(DataModule):
@@ -35,7 +38,11 @@ class FrameModule(DataModule):
     @staticmethod
     def read(data: Any, columns: list[str], split: str) -> datasets.Dataset:
         """Copy the columns the task reads into Arrow."""
-        _check_columns(list(data.columns), columns, split)
+        found = list(data.columns)
+        _check_columns(found, columns, split)
+        twice = [name for name in columns if found.count(name) > 1]
+        if twice:
+            raise ValueError(f"The {split} data has more than one column {_quoted(twice)}.")
         arrays = {name: _arrow(list(data[name]), name, split) for name in columns}
         return datasets.Dataset(pa.table(arrays))
 
@@ -49,7 +56,7 @@ class RowsModule(DataModule):
         found: dict[str, None] = {}  # keys in the order they came
         values: dict[str, list[Any]] = {name: [] for name in columns}
         for index, row in enumerate(_iterate(data)):
-            if not isinstance(row, dict):
+            if not isinstance(row, Mapping):
                 raise TypeError(
                     f"Row {index} of the {split} data is {type(row).__name__}, not a dict "
                     "of column names and values."
@@ -57,8 +64,7 @@ class RowsModule(DataModule):
             found.update(dict.fromkeys(row))
             for name in columns:
                 values[name].append(row.get(name))
-        if found:
-            _check_columns(list(found), columns, split)
+        _check_columns(list(found), columns, split)
         arrays = {name: _arrow(column, name, split) for name, column in values.items()}
         return datasets.Dataset(pa.table(arrays))
 
@@ -94,9 +100,9 @@ def _format_of(data: Any, name: str) -> type[DataModule]:
     splits = (datasets.DatasetDict, datasets.IterableDatasetDict)
     if isinstance(data, (datasets.Dataset, datasets.IterableDataset, *splits)):
         return DatasetModule
-    if hasattr(data, "columns") and hasattr(data, "__getitem__"):
+    if not isinstance(data, pa.Table) and hasattr(data, "columns") and hasattr(data, "__getitem__"):
         return FrameModule
-    if not isinstance(data, (str, bytes, dict)) and (
+    if not isinstance(data, (str, bytes, dict, pa.Table)) and (
         isinstance(data, Iterable) or (hasattr(data, "__getitem__") and hasattr(data, "__len__"))
     ):
         return RowsModule
@@ -118,12 +124,14 @@ def _guess_split(splits: Any, split: str) -> Any:
 
 def _iterate(data: Any) -> Iterator[Any]:
     # A torch-style dataset need not be iterable, and some never raise IndexError.
-    if isinstance(data, torch.utils.data.Dataset) and hasattr(data, "__len__"):
-        return (data[index] for index in range(len(data)))  # type: ignore[arg-type]  # has __len__
+    if not hasattr(data, "__iter__") and hasattr(data, "__len__"):
+        return (data[index] for index in range(len(data)))
     return iter(data)
 
 
 def _check_columns(found: list[str], wanted: list[str], split: str) -> None:
+    if not found:
+        raise ValueError(f"The {split} data has no rows.")
     missing = [name for name in wanted if name not in found]
     if missing:
         raise ValueError(
@@ -133,7 +141,7 @@ def _check_columns(found: list[str], wanted: list[str], split: str) -> None:
 
 
 def _arrow(values: list[Any], name: str, split: str) -> pa.Array:
-    values = [value.tolist() if isinstance(value, torch.Tensor) else value for value in values]
+    values = [_plain(value) for value in values]
     try:
         return pa.array(values, from_pandas=True)  # from_pandas: NaN is missing, as None is
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
@@ -147,6 +155,12 @@ def _arrow(values: list[Any], name: str, split: str) -> pa.Array:
             else str(error).splitlines()[0]
         )
         raise ValueError(f"Column {name!r} of the {split} data mixes kinds: {where}.") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    return value.to_list() if hasattr(value, "to_list") else value  # a list column of polars
 
 
 def _alike(first: Any, other: Any) -> bool:

@@ -68,6 +68,7 @@ class Labels(Tokenization):
     """
 
     default_columns = ("text", None, "label")
+    options = ("head",)
 
     def __init__(
         self,
@@ -77,8 +78,15 @@ class Labels(Tokenization):
         head: dict[int, str] | None = None,
     ) -> None:
         super().__init__(tokenizer, columns, maxlength)
+        special = tokenizer.num_special_tokens_to_add(pair=len(self.names) > 2)
+        if maxlength is not None and maxlength <= special:
+            # The tokenizer would cut nothing at all.
+            raise ValueError(
+                f"maxlength={maxlength} leaves no room for text: each row has {special} special tokens."
+            )
         self.head = head
         self.map: LabelMap | None = None
+        self.declared: list[str] | None = None
 
     def resolve_columns(
         self, columns: str | tuple[str | None, ...] | None
@@ -103,17 +111,17 @@ class Labels(Tokenization):
 
     def fit(self, rows: datasets.Dataset, limit: int | None = None) -> None:
         """Find the classes of the training rows."""
-        label = self.columns[2]
-        names = _class_names(rows, label)
+        label = self.names[-1]
+        self.declared = _class_names(rows, label)
         found = _LabelsFound(label)
         for start, table in scan(rows, limit):
             self._check_table(table, start, "training")
-            # A stream that declares its classes need not be read through to find them.
-            if names is not None and not isinstance(rows, datasets.Dataset):
-                found.is_list = pa.types.is_list(table[label].type)
-                break
             found.add(table[label], start, "training")
-        self.map = label_map(found, names, self.head)
+            # A stream that declares its classes need not be read through to find them.
+            if self.declared is not None and not isinstance(rows, datasets.Dataset):
+                found.values |= set(range(len(self.declared)))
+                break
+        self.map = label_map(found, self.declared, self.head)
 
     def config_changes(self, config: PreTrainedConfig) -> dict[str, Any]:
         """Classes and kind of problem, for the model's config."""
@@ -127,8 +135,14 @@ class Labels(Tokenization):
 
     def check(self, rows: datasets.Dataset, split: str, limit: int | None = None) -> None:
         """Raise ValueError at a missing text or label, or at a label that training lacks."""
-        label = self.columns[2]
+        label = self.names[-1]
         assert self.map is not None, "fit comes first"
+        names = _class_names(rows, label)
+        if self.declared is not None and names is not None and names != self.declared:
+            raise ValueError(
+                f"Column {label!r} of the {split} data has the classes {names!r}, in the training "
+                f"data {self.declared!r}."
+            )
         found = _LabelsFound(label)
         for start, table in scan(rows, limit):
             self._check_table(table, start, split)
@@ -165,8 +179,8 @@ class Labels(Tokenization):
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Encode texts, cut to `maxlength`, and their labels."""
         assert self.map is not None, "fit comes first"
-        first, second, label = self.columns
-        texts = (batch[first], batch[second]) if second else (batch[first],)
+        *names, label = self.names
+        texts = [batch[name] for name in names]
         tokens = self.tokenizer(
             *texts,
             max_length=self.maxlength,
@@ -178,7 +192,7 @@ class Labels(Tokenization):
     def _check_table(self, table: pa.Table, start: int, split: str) -> None:
         *texts, label = self.names
         check_texts(table, start, texts, split)
-        missing = first_row(pc.is_null(table[label]))
+        missing = first_row(pc.is_null(table[label], nan_is_null=True))
         if missing is not None:
             raise ValueError(f"Row {start + missing} of the {split} data has no label in {label!r}.")
 
@@ -205,8 +219,9 @@ class _LabelsFound:
         if self.is_list:
             self.lengths |= set(pc.unique(pc.list_value_length(column)).to_pylist())
             flat = pc.list_flatten(column)
-            if flat.null_count:
-                row = pc.list_parent_indices(column)[first_row(pc.is_null(flat))].as_py()
+            missing = first_row(pc.is_null(flat, nan_is_null=True))
+            if missing is not None:
+                row = pc.list_parent_indices(column)[missing].as_py()
                 raise ValueError(
                     f"Row {start + row} of the {split} data has a missing label in {self.column!r}."
                 )
@@ -220,10 +235,12 @@ class _LabelsFound:
                 "strings, booleans or lists of those."
             )
         if pa.types.is_floating(kind):
-            finite = pc.is_finite(column)
-            if not pc.all(finite, min_count=0).as_py():
-                odd = first_row(pc.invert(finite))
-                raise ValueError(f"Label {column[odd].as_py()} of the {split} data is no number.")
+            infinite = first_row(pc.is_inf(column))
+            if infinite is not None:
+                where = f"row {start + infinite}" if not self.is_list else "a row"
+                raise ValueError(
+                    f"Label {column[infinite].as_py()} in {where} of the {split} data is no number."
+                )
         self.values |= set(pc.unique(column).to_pylist())
 
 
@@ -244,11 +261,14 @@ def label_map(
         if -1 in values:
             raise ValueError(f"Column {found.column!r} has rows without a label (-1 in ClassLabel).")
         problem = MULTI if found.is_list else SINGLE
+        if problem == SINGLE:
+            _need_two({names[value] for value in values})
         known = {name: index for index, name in (head or {}).items()}
         if set(names) <= set(known):
             return LabelMap(problem, dict(head or {}), {i: known[n] for i, n in enumerate(names)})
         return LabelMap(problem, dict(enumerate(names)), {i: i for i in range(len(names))})
 
+    has_fraction = any(isinstance(value, float) and not value.is_integer() for value in values)
     if found.is_list:
         if not values:
             raise ValueError(f"No row of the training data has a label in {found.column!r}.")
@@ -256,15 +276,30 @@ def label_map(
             width = min(found.lengths)
             kept = head if head is not None and len(head) == width else _default_names(width)
             return LabelMap(MULTI, kept)
+        if has_fraction:
+            raise ValueError(
+                f"Column {found.column!r} has lists of fractions. Lists hold 0 and 1, one for each "
+                "class, or the labels of a row."
+            )
+        if max(found.lengths) > len(values):
+            raise ValueError(
+                f"The lists in column {found.column!r} have {min(found.lengths)} to "
+                f"{max(found.lengths)} values: too uneven for one value a class, and as lists of "
+                "labels they name a label twice."
+            )
         return _numbered(values, MULTI, head)
 
-    if any(isinstance(value, float) and not value.is_integer() for value in values):
+    if has_fraction:
         return LabelMap(REGRESSION, {0: "LABEL_0"})
-    if len(values) == 1:
-        raise ValueError(
-            f"Every label of the training data is {next(iter(values))!r}; a classifier needs two."
-        )
+    _need_two(values)
     return _numbered(values, SINGLE, head)
+
+
+def _need_two(labels: set[Any]) -> None:
+    if len(labels) == 1:
+        raise ValueError(
+            f"Every label of the training data is {next(iter(labels))!r}; a classifier needs two."
+        )
 
 
 def _numbered(values: set[Any], problem: str, head: dict[int, str] | None) -> LabelMap:

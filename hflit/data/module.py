@@ -35,6 +35,8 @@ class DataModule(L.LightningDataModule):
         tokenizebatch: Rows tokenized at a time. Never changes the result.
         cache: Keep tokenized rows in the Hugging Face data sets cache for the next run, whatever
             the kind of data, and read them from disk as needed; False holds them in memory.
+        parity: Draw masks from the global random numbers, as transformers does; otherwise from a
+            seed of each batch.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class DataModule(L.LightningDataModule):
         tokenizers: int | None = None,
         tokenizebatch: int = 1000,
         cache: bool = True,
+        parity: bool = False,
     ) -> None:
         super().__init__()
         self.data = {"train": train, "validation": validation}
@@ -55,6 +58,8 @@ class DataModule(L.LightningDataModule):
         self.tokenizers = tokenizers
         self.tokenizebatch = tokenizebatch
         self.cache = cache
+        self.parity = parity
+        self.rows: dict[str, Any] = {}
         self.tokens: dict[str, Any] = {}
 
     @staticmethod
@@ -66,7 +71,7 @@ class DataModule(L.LightningDataModule):
         """Read, check and tokenize; whatever is wrong with the data is raised here."""
         if self.tokens:  # Lightning calls again what the call has done before it loads weights
             return
-        rows = {}
+        rows = self.rows
         for split, told in SPLITS.items():
             if self.data[split] is not None:
                 rows[split] = self.readers[split](
@@ -76,7 +81,7 @@ class DataModule(L.LightningDataModule):
         if "validation" in rows:
             self.tokenization.check(rows["validation"], "validation")
         for split in rows:
-            self.tokens[split] = self._tokenize(rows[split], split)
+            self.tokens[split] = self.tokenization.arrange(self._tokenize(rows[split], split))
 
     def train_dataloader(self) -> WindowLoader:
         """Windows of micro-batches, shuffled unless `train_sampling_strategy` says otherwise."""
@@ -91,8 +96,8 @@ class DataModule(L.LightningDataModule):
         )
         return WindowLoader(loader, args.gradient_accumulation_steps)
 
-    def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Batches of the validation rows, in their order."""
+    def val_dataloader(self) -> Any:
+        """Batches of the validation rows, in their order; no loader without such rows."""
         if "validation" not in self.tokens:
             return []
         return self._loader("validation", self.args.per_device_eval_batch_size)
@@ -102,7 +107,11 @@ class DataModule(L.LightningDataModule):
     ) -> DataLoader:
         args, tokens = self.args, self.tokens[split]
         options.update(
-            collate_fn=Collator(self.tokenization.padding, self.tokenization.tokenizer.padding_side),
+            collate_fn=Collator(
+                self.tokenization.padding,
+                self.tokenization.tokenizer.padding_side,
+                self.tokenization.finish,
+            ),
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
@@ -115,7 +124,8 @@ class DataModule(L.LightningDataModule):
                 tokens, batch_size=batch_size, drop_last=args.dataloader_drop_last, **options
             )
         rows = TokenRows(tokens)
-        order = BatchOrder(len(rows), batch_size, seed, args.dataloader_drop_last)
+        draws = None if self.parity else args.seed
+        order = BatchOrder(len(rows), batch_size, seed, args.dataloader_drop_last, draws)
         return DataLoader(rows, batch_sampler=order, **options)
 
     def _rows_of_stream(self, rows: Any) -> int | None:

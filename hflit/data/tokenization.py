@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from hflit.data.batching import Batch
 
 SCAN_ROWS = 10_000  # rows read at a time when data is looked through before tokenizing
 
@@ -26,8 +28,8 @@ class Tokenization:
         maxlength: Longest row in tokens, or None for no limit.
     """
 
-    default_columns: tuple[str | None, ...] = ()
-    padding: dict[str, int] = {}  # column -> value that fills a short row
+    default_columns: ClassVar[tuple[str | None, ...]] = ()
+    options: ClassVar[tuple[str, ...]] = ()  # what a subclass takes beside columns and maxlength
 
     def __init__(
         self,
@@ -38,11 +40,11 @@ class Tokenization:
         self.tokenizer = tokenizer
         self.columns = self.resolve_columns(columns)
         self.maxlength = maxlength
-        self.padding = {
+        # Column -> value that fills a short row.
+        self.padding: dict[str, int] = {
             "input_ids": tokenizer.pad_token_id,
             "token_type_ids": tokenizer.pad_token_type_id,
             "attention_mask": 0,
-            **type(self).padding,
         }
 
     def resolve_columns(
@@ -57,7 +59,15 @@ class Tokenization:
                 f"columns={columns!r} must name 1 to {len(self.default_columns)} columns, "
                 f"in the order {self.default_columns!r}."
             )
-        return given + self.default_columns[len(given) :]
+        given += self.default_columns[len(given) :]
+        names = [name for name in given if name is not None]
+        needed = [default for default in self.default_columns if default is not None]
+        pairs = zip(given, self.default_columns, strict=True)
+        if any(name is None and default is not None for name, default in pairs):
+            raise ValueError(f"columns={columns!r} must name a column each for {needed!r}.")
+        if len(set(names)) < len(names):
+            raise ValueError(f"columns={columns!r} names a column twice.")
+        return given
 
     @property
     def names(self) -> list[str]:
@@ -78,6 +88,10 @@ class Tokenization:
         """
         self.check(rows, "training", limit)
 
+    def config_changes(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """What the data decide about the model's config."""
+        return {}
+
     def check(self, rows: datasets.Dataset, split: str, limit: int | None = None) -> None:
         """Raise ValueError naming the first row that cannot be encoded."""
         raise NotImplementedError
@@ -85,6 +99,14 @@ class Tokenization:
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Encode a batch of rows; one output row for each."""
         raise NotImplementedError
+
+    def arrange(self, tokens: Any) -> Any:
+        """Merge tokenized rows, where a task does; called once with all of them."""
+        return tokens
+
+    def finish(self, batch: Batch, seed: int | None) -> Batch:
+        """Last touch on a padded batch: what is made of it rather than read."""
+        return batch
 
     @property
     def token_columns(self) -> dict[str, datasets.Value]:
@@ -115,6 +137,7 @@ def tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """
     settings: dict[str, Any] = {"class": type(tokenizer).__name__, "side": tokenizer.padding_side}
     settings["truncation_side"] = tokenizer.truncation_side
+    settings["inputs"] = tokenizer.model_input_names
     if tokenizer.is_fast:
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
         settings["backend"] = {

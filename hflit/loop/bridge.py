@@ -68,7 +68,8 @@ class Bridge(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count the steps of the run and begin."""
-        args, loader = self.args, trainer.train_dataloader
+        args = self.args
+        loader: Any = trainer.train_dataloader
         accumulation = args.gradient_accumulation_steps
         windows = trainer.num_training_batches
         max_steps = int(trainer.estimated_stepping_batches)
@@ -247,9 +248,10 @@ class Bridge(L.Callback):
         self.control = getattr(self.handler, name)(self.args, self.state, self.control, **details)
 
     def _new_state(self) -> TrainerState:
-        exported = [*self.handler.callbacks, self.control]
+        known: list[Any] = [*self.handler.callbacks, self.control]
+        stateful: list[Any] = [each for each in known if isinstance(each, ExportableState)]
         return TrainerState(
             is_local_process_zero=self.args.local_process_index == 0,
             is_world_process_zero=self.args.process_index == 0,
-            stateful_callbacks=[c for c in exported if isinstance(c, ExportableState)],
+            stateful_callbacks=stateful,
         )

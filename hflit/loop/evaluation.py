@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,11 +20,21 @@ from hflit.tasks.module import TaskModule
 Metrics = Callable[..., dict[str, Any]]
 
 
+class OwnMetrics(Protocol):
+    """Metrics of a task, gathered batch by batch."""
+
+    def update(self, outputs: dict[str, Any], batch: dict[str, Any]) -> None:
+        """Add one batch."""
+
+    def compute(self) -> dict[str, float]:
+        """The figures over all batches."""
+
+
 def evaluate(
     module: TaskModule,
     loader: DataLoader,
     args: TrainingArguments,
-    metrics: Metrics | str | None = None,
+    metrics: Metrics | OwnMetrics | None = None,
     on_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Evaluate a model on all batches of a loader.
@@ -33,8 +43,8 @@ def evaluate(
         module: The task; its model is put into evaluation mode and left there.
         loader: Batches of the validation rows.
         args: What to keep for `metrics`.
-        metrics: Function from `EvalPrediction` to a dict, under transformers' contract; `"auto"`
-            for the task's own; None for the loss alone.
+        metrics: Function from `EvalPrediction` to a dict, under transformers' contract; the
+            task's own metrics, freshly made; or None for the loss alone.
         on_batch: Called after each batch.
 
     Returns:
@@ -43,8 +53,9 @@ def evaluate(
     """
     start = time.time()
     module.model.eval()
-    kept = _Kept(module, args) if callable(metrics) and not args.prediction_loss_only else None
-    own = module.metrics() if metrics == "auto" else None
+    compute_metrics = metrics if callable(metrics) and not args.prediction_loss_only else None
+    kept = _Kept(module, args) if compute_metrics else None
+    own = None if callable(metrics) else metrics
     losses: list[tuple[float, int, int]] = []  # mean of a batch, its items, its rows
     found: dict[str, Any] = {}
     batches = len(loader) if hasattr(loader.dataset, "__len__") else None
@@ -54,10 +65,10 @@ def evaluate(
         losses.append((float(result.loss), result.items, len(batch["input_ids"])))
         if own is not None:
             own.update(result.outputs, batch)
-        if kept is not None:
+        if kept is not None and compute_metrics is not None:
             prediction = kept.add(result.outputs, result.loss, batch)
             if args.batch_eval_metrics:
-                found = metrics(prediction, compute_result=index + 1 == batches)  # type: ignore[operator]
+                found = compute_metrics(prediction, compute_result=index + 1 == batches)
             elif args.eval_accumulation_steps and (index + 1) % args.eval_accumulation_steps == 0:
                 kept.to_cpu()
         on_batch()
@@ -65,10 +76,10 @@ def evaluate(
     rows = sum(count for _, _, count in losses)
     if own is not None:
         found = own.compute()
-    elif kept is not None and not args.batch_eval_metrics:
+    elif kept is not None and compute_metrics is not None and not args.batch_eval_metrics:
         prediction = kept.all()
         if prediction.predictions is not None and prediction.label_ids is not None:
-            found = metrics(prediction)  # type: ignore[operator]
+            found = compute_metrics(prediction)
     figures = denumpify_detensorize(dict(found))
     if losses:
         figures["eval_loss"] = _mean_loss(losses, args, by_rows=module.parity)

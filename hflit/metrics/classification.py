@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import Tensor
@@ -34,7 +35,12 @@ class ClassificationMetrics:
     def __init__(self, problem: str, classes: int) -> None:
         self.problem = problem
         if problem == "regression":
-            found: dict[str, Any] = {"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef()}
+            with warnings.catch_warnings():  # of the memory that the scores take
+                warnings.filterwarnings("ignore", message=".*will save all targets and predictions")
+                found: dict[str, Any] = {
+                    "pearson": PearsonCorrCoef(),
+                    "spearman": SpearmanCorrCoef(),
+                }
         elif problem == "multi_label_classification":
             found = {
                 "f1_micro": MultilabelF1Score(classes, average="micro"),

@@ -6,13 +6,15 @@ import inspect
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import lightning.pytorch as L
 import torch
+from datasets import Dataset
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from transformers import PreTrainedModel, Trainer, TrainingArguments, get_scheduler
 from transformers.trainer_pt_utils import LabelSmoother
 
@@ -53,6 +55,7 @@ class TaskModule(L.LightningModule):
 
     auto_model: ClassVar[Any]
     tokenization: ClassVar[type[Tokenization]]
+    tokenization_settings: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self, model: PreTrainedModel, args: TrainingArguments, parity: bool = False
@@ -90,8 +93,12 @@ class TaskModule(L.LightningModule):
         """Loss summed over the items of a batch, a float32 scalar."""
         raise NotImplementedError
 
-    def metrics(self) -> Any:
-        """The task's own metrics: an object with `update(outputs, batch)` and `compute()`."""
+    def metrics(self, rows: Dataset) -> Any:
+        """The task's own metrics: an object with `update(outputs, batch)` and `compute()`.
+
+        Args:
+            rows: The rows to evaluate on, before tokenizing.
+        """
         raise NotImplementedError
 
     # Training.
@@ -146,7 +153,7 @@ class TaskModule(L.LightningModule):
             loss = self.summed_loss(outputs, batch) / max(items, 1)
         return Evaluated(loss.detach(), items, {k: v for k, v in outputs.items() if k != "loss"})
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """The optimizer and schedule that the arguments name, as transformers builds them."""
         args = self.args
         decay = Trainer.get_decay_parameter_names(None, self.model)  # type: ignore[arg-type]  # reads no self
@@ -165,7 +172,7 @@ class TaskModule(L.LightningModule):
             optimizer=optimizer,
             num_warmup_steps=args.get_warmup_steps(steps),
             num_training_steps=steps,
-            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+            scheduler_specific_kwargs=cast("dict[str, Any] | None", args.lr_scheduler_kwargs),
         )
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -176,7 +183,8 @@ class TaskModule(L.LightningModule):
         return autocast() if autocast is not None else nullcontext()
 
     def _update(self) -> dict[str, Any]:
-        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        schedule = cast(LRScheduler, self.lr_schedulers())
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         # Clipped in the order of the model's parameters, not of the optimizer's groups: the order
         # decides the rounding of the norm.
@@ -222,7 +230,7 @@ class TaskModule(L.LightningModule):
             inputs["num_items_in_batch"] = count
         with self.forward_autocast():
             outputs = self.model(**inputs)
-        if labels is None:
+        if self._smoother is None:
             return outputs["loss"].float(), outputs
         outputs = {k: v.float() if torch.is_tensor(v) else v for k, v in outputs.items()}
         loss = self._smoother(

