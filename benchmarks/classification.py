@@ -99,9 +99,7 @@ def main() -> None:
                  f"{setting['learning_rate']:.0e}", shown, f"{figures['eval_loss']:.4f}"]
             )  # fmt: skip
             print(rows[-1], f"{figures['seconds']:.0f} s", flush=True)
-    text = table(
-        ["data", "trainer", "rows", "epochs", "learning rate", "validation", "loss"], rows
-    )
+    text = table(["data", "trainer", "rows", "epochs", "learning rate", "validation", "loss"], rows)
     text = f"{text}\n\nMiniLM (22 M parameters), batch 32; {machine()}.\n"
     print(text)
     if options.only == list(RUNS):

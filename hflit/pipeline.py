@@ -165,7 +165,11 @@ def _check_request(given: dict[str, Any]) -> type[TaskModule]:
     pending = [name for name in PENDING if given[name] not in (None, False)]
     if pending:
         raise NotImplementedError(f"Not built yet: {', '.join(f'{name}=' for name in pending)}.")
-    if given["metrics"] is not None and given["metrics"] != "auto" and not callable(given["metrics"]):
+    if (
+        given["metrics"] is not None
+        and given["metrics"] != "auto"
+        and not callable(given["metrics"])
+    ):
         raise ValueError(f"metrics={given['metrics']!r} must be a function, 'auto' or None.")
     if given["tokenizebatch"] < 1:
         raise ValueError(f"tokenizebatch={given['tokenizebatch']} must be at least 1.")
@@ -191,7 +195,9 @@ def _lightning(
             return evaluate(module, data.val_dataloader(), args, own, on_batch)
 
     elif args.eval_strategy != "no" or args.eval_on_start:
-        raise ValueError("eval_strategy and eval_on_start evaluate on validation=, which is missing.")
+        raise ValueError(
+            "eval_strategy and eval_on_start evaluate on validation=, which is missing."
+        )
     theirs = [callback for callback in callbacks if isinstance(callback, TrainerCallback)]
     bridge = Bridge(args, module, data.tokenization.tokenizer, theirs, run_evaluation)
     lightning: list[Any] = [c for c in callbacks if not isinstance(c, TrainerCallback)]

@@ -60,8 +60,7 @@ class Texts(Tokenization):
         self.masked = masked
         self.whole_word = whole_word
         self.padding |= {"special_tokens_mask": 1, "word_starts": 0, "segments": 0}
-        ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
-        self.adds_eos = tokenizer.eos_token_id is not None and tokenizer("a").input_ids[-1] not in ends
+        self.adds_eos = tokenizer.eos_token_id is not None and not _ends_texts(tokenizer)
         if masked:
             # 80 % of the chosen tokens become [MASK], 10 % another word, 10 % stay as they are.
             self.masker = DataCollatorForLanguageModeling(
@@ -123,9 +122,13 @@ class Texts(Tokenization):
         if self.merge is None:
             return tokens
         if isinstance(tokens, datasets.IterableDataset):
-            return datasets.IterableDataset.from_generator(self._stream, gen_kwargs={"rows": tokens})
+            return datasets.IterableDataset.from_generator(
+                self._stream, gen_kwargs={"rows": tokens}
+            )
         table = tokens.with_format("arrow")[:]
-        return datasets.Dataset(self._concat(table) if self.merge == "concat" else self._pack(table))
+        return datasets.Dataset(
+            self._concat(table) if self.merge == "concat" else self._pack(table)
+        )
 
     def finish(self, batch: Batch, seed: int | None) -> Batch:
         """Add labels, by masking or by copying; for packed rows positions and documents.
@@ -139,7 +142,10 @@ class Texts(Tokenization):
         if "segments" in batch:
             batch["documents"], batch["position_ids"] = _places(batch.pop("segments"), is_token)
             starts = batch["position_ids"] == 0
-        special, word_starts = batch.pop("special_tokens_mask", None), batch.pop("word_starts", None)
+        special, word_starts = (
+            batch.pop("special_tokens_mask", None),
+            batch.pop("word_starts", None),
+        )
         if self.masked:
             generator = None if seed is None else torch.Generator().manual_seed(seed)
             self.masker.generator = generator
@@ -236,6 +242,12 @@ def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
                 insort(rooms, left)
             with_room[left].append(chosen)
     return packs
+
+
+def _ends_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer itself puts an end behind each text."""
+    whole, bare = (tokenizer("a", add_special_tokens=add).input_ids for add in (True, False))
+    return len(whole) > len(bare) and whole[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id)
 
 
 def _pieces(lengths: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:

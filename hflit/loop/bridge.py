@@ -12,8 +12,13 @@ import lightning.pytorch as L
 import numpy as np
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
-from transformers import TrainingArguments
+from transformers import (
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import (
     CallbackHandler,
     DefaultFlowCallback,

@@ -101,7 +101,9 @@ def _mean_loss(
     finite = np.isfinite(means)
     if args.logging_nan_inf_filter and finite.any():
         means, weights = means[finite], weights[finite]
-    return means.mean().item() if by_rows else float((means * weights).sum() / max(weights.sum(), 1))
+    return (
+        means.mean().item() if by_rows else float((means * weights).sum() / max(weights.sum(), 1))
+    )
 
 
 class _Kept:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from transformers import PreTrainedModel, Trainer, TrainingArguments, get_scheduler
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.trainer_pt_utils import LabelSmoother
 
 from hflit.data.batching import Batch
@@ -56,6 +57,7 @@ class TaskModule(L.LightningModule):
     auto_model: ClassVar[Any]
     tokenization: ClassVar[type[Tokenization]]
     tokenization_settings: ClassVar[dict[str, Any]] = {}
+    predicts_next: ClassVar[bool] = False  # whether labels are compared one place earlier
 
     def __init__(
         self, model: PreTrainedModel, args: TrainingArguments, parity: bool = False
@@ -72,6 +74,12 @@ class TaskModule(L.LightningModule):
         self._inputs = set(parameters)
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         self._takes_count = getattr(model, "accepts_loss_kwargs", takes_any)
+        # 5.23 leaves the first label of each row out of its count for some causal models only: for
+        # GPT-2, whose config names no loss, it counts one label a row too many.
+        self._reference_count_shifts = (
+            LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss
+            and not model.config.is_encoder_decoder
+        )
         smoothing = args.label_smoothing_factor
         self._smoother = LabelSmoother(smoothing) if parity and smoothing else None
 
@@ -101,11 +109,17 @@ class TaskModule(L.LightningModule):
         """
         raise NotImplementedError
 
+    def prepare(self, batch: Batch) -> Batch:
+        """What the model is given of a batch, where it needs more than the batch holds."""
+        return batch
+
     # Training.
 
     def forward(self, batch: Batch) -> dict[str, Any]:
         """The model's outputs, without a loss."""
-        inputs = {k: v for k, v in batch.items() if k in self._inputs and k != "labels"}
+        inputs = {
+            k: v for k, v in self.prepare(batch).items() if k in self._inputs and k != "labels"
+        }
         with self.forward_autocast():
             return self.model(**inputs)
 
@@ -209,13 +223,11 @@ class TaskModule(L.LightningModule):
             return sum(self.count_items(batch) for batch in window)
         if not (self._takes_count and "labels" in window[0]):
             return None
-        shifted = self._loss_shifts_labels
+        shifted = self._reference_count_shifts
         labels = [b["labels"][..., 1:] if shifted else b["labels"] for b in window]
         return sum(label.ne(IGNORE_INDEX).sum() for label in labels)
 
     # transformers.Trainer's loss, operation by operation (5.23).
-
-    _loss_shifts_labels: ClassVar[bool] = False
 
     def _reference_loss(self, batch: Batch, count: Tensor | None, parts: int) -> Tensor:
         loss, _ = self._reference_outputs(batch, count)
@@ -224,7 +236,8 @@ class TaskModule(L.LightningModule):
     def _reference_outputs(
         self, batch: Batch, count: Tensor | None
     ) -> tuple[Tensor, dict[str, Any]]:
-        inputs: dict[str, Any] = {k: v for k, v in batch.items() if k in self._inputs}
+        prepared = self.prepare(batch)
+        inputs: dict[str, Any] = {k: v for k, v in prepared.items() if k in self._inputs}
         labels = inputs.pop("labels") if self._smoother is not None else None
         if count is not None:
             inputs["num_items_in_batch"] = count
@@ -234,7 +247,6 @@ class TaskModule(L.LightningModule):
             return outputs["loss"].float(), outputs
         outputs = {k: v.float() if torch.is_tensor(v) else v for k, v in outputs.items()}
         loss = self._smoother(
-            outputs, labels, shift_labels=self._loss_shifts_labels, num_items_in_batch=count
+            outputs, labels, shift_labels=self.predicts_next, num_items_in_batch=count
         )
         return loss, outputs
-

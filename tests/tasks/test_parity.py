@@ -45,7 +45,11 @@ def reference(model, tokenizer, train, validation, metrics=None, **arguments):
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
-            output_dir="reference", save_strategy="no", use_cpu=True, disable_tqdm=False, **arguments
+            output_dir="reference",
+            save_strategy="no",
+            use_cpu=True,
+            disable_tqdm=False,
+            **arguments,
         ),
         train_dataset=tokenized(train),
         eval_dataset=tokenized(validation),

@@ -1,0 +1,56 @@
+"""language-generation: predict the next token of a text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from datasets import Dataset
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from hflit.data.batching import Batch
+from hflit.data.texts import Texts
+from hflit.metrics.tokens import TokenMetrics
+from hflit.tasks.module import IGNORE_INDEX, TaskModule
+from hflit.tasks.parts import blind_to_neighbours
+
+
+class LanguageGeneration(TaskModule):
+    """Trains a causal language model: each token is predicted from those before it.
+
+    Batch:
+        input_ids: `(batch, seq)`.
+        attention_mask: `(batch, seq)`, 1 for tokens and 0 for padding.
+        labels: `(batch, seq)`, the tokens themselves; -100 in padding. The model compares them
+            with its prediction one place earlier.
+        documents, position_ids: `(batch, seq)`, for packed rows: which text a token belongs to,
+            and where in it.
+    """
+
+    auto_model = AutoModelForCausalLM
+    tokenization = Texts
+    predicts_next = True
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Keep the texts of a packed row from seeing each other."""
+        return blind_to_neighbours(batch, self.model, causal=True)
+
+    def count_items(self, batch: Batch) -> int:
+        """Tokens that are predicted."""
+        return int(batch["labels"][:, 1:].ne(IGNORE_INDEX).sum())
+
+    def summed_loss(self, outputs: dict[str, Any], batch: Batch) -> Tensor:
+        """Cross-entropy in nats, summed over the predicted tokens."""
+        logits, labels = outputs["logits"][:, :-1].float(), batch["labels"][:, 1:]
+        return F.cross_entropy(
+            logits.flatten(0, 1),
+            labels.flatten(),
+            reduction="sum",
+            ignore_index=IGNORE_INDEX,
+            label_smoothing=self.args.label_smoothing_factor,
+        )
+
+    def metrics(self, rows: Dataset) -> TokenMetrics:
+        """Perplexity and token accuracy."""
+        return TokenMetrics(self.predicts_next)

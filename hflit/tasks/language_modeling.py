@@ -1,0 +1,57 @@
+"""language-modeling: guess the masked tokens of a text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from datasets import Dataset
+from torch import Tensor
+from transformers import AutoModelForMaskedLM
+
+from hflit.data.batching import Batch
+from hflit.data.texts import Texts
+from hflit.metrics.tokens import TokenMetrics
+from hflit.tasks.module import IGNORE_INDEX, TaskModule
+from hflit.tasks.parts import blind_to_neighbours
+
+
+class LanguageModeling(TaskModule):
+    """Trains a masked language model on 15 % of the tokens.
+
+    Of these, 80 % are replaced by the mask token, 10 % by another token and 10 % left as they are
+    (Devlin et al. 2019); with `whole_word` all are replaced.
+
+    Batch:
+        input_ids: `(batch, seq)`, some of them masked.
+        attention_mask: `(batch, seq)`, 1 for tokens and 0 for padding.
+        labels: `(batch, seq)`, the tokens that were masked; -100 elsewhere.
+        documents, position_ids: `(batch, seq)`, for packed rows: which text a token belongs to,
+            and where in it.
+    """
+
+    auto_model = AutoModelForMaskedLM
+    tokenization = Texts
+    tokenization_settings = {"masked": True}
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Keep the texts of a packed row from seeing each other."""
+        return blind_to_neighbours(batch, self.model, causal=False)
+
+    def count_items(self, batch: Batch) -> int:
+        """Masked tokens."""
+        return int(batch["labels"].ne(IGNORE_INDEX).sum())
+
+    def summed_loss(self, outputs: dict[str, Any], batch: Batch) -> Tensor:
+        """Cross-entropy in nats, summed over the masked tokens."""
+        return F.cross_entropy(
+            outputs["logits"].float().flatten(0, 1),
+            batch["labels"].flatten(),
+            reduction="sum",
+            ignore_index=IGNORE_INDEX,
+            label_smoothing=self.args.label_smoothing_factor,
+        )
+
+    def metrics(self, rows: Dataset) -> TokenMetrics:
+        """Perplexity and accuracy of the masked tokens."""
+        return TokenMetrics(self.predicts_next)
