@@ -15,7 +15,7 @@ from transformers.trainer_pt_utils import EvalLoopContainer, nested_detach
 from transformers.trainer_utils import denumpify_detensorize, speed_metrics
 from transformers.utils.generic import find_labels
 
-from hflit.tasks.module import TaskModule
+from hflit.tasks.module import Evaluated, TaskModule, mean_loss
 
 Metrics = Callable[..., dict[str, Any]]
 
@@ -56,13 +56,15 @@ def evaluate(
     compute_metrics = metrics if callable(metrics) and not args.prediction_loss_only else None
     kept = _Kept(module, args) if compute_metrics else None
     own = None if callable(metrics) else metrics
-    losses: list[tuple[float, int, int]] = []  # mean of a batch, its items, its rows
+    results: list[Evaluated] = []
+    rows: list[int] = []  # of each batch
     found: dict[str, Any] = {}
     batches = len(loader) if hasattr(loader.dataset, "__len__") else None
     for index, batch in enumerate(loader):
         batch = module.transfer_batch_to_device(batch, module.device, 0)
         result = module.evaluate_batch(batch)
-        losses.append((float(result.loss), result.items, len(batch["input_ids"])))
+        results.append(result._replace(outputs={}))
+        rows.append(len(batch["input_ids"]))
         if own is not None:
             own.update(result.outputs, batch)
         if kept is not None and compute_metrics is not None:
@@ -73,7 +75,6 @@ def evaluate(
                 kept.to_cpu()
         on_batch()
 
-    rows = sum(count for _, _, count in losses)
     if own is not None:
         found = own.compute()
     elif kept is not None and compute_metrics is not None and not args.batch_eval_metrics:
@@ -81,29 +82,26 @@ def evaluate(
         if prediction.predictions is not None and prediction.label_ids is not None:
             found = compute_metrics(prediction)
     figures = denumpify_detensorize(dict(found))
-    if losses:
-        figures["eval_loss"] = _mean_loss(losses, args, by_rows=module.parity)
+    if results:
+        figures["eval_loss"] = _loss_of(results, rows, args, module.parity)
     figures = {k if k.startswith("eval_") else f"eval_{k}": v for k, v in figures.items()}
-    steps = math.ceil(rows / args.per_device_eval_batch_size)
-    return {**figures, **speed_metrics("eval", start, num_samples=rows, num_steps=steps)}
+    steps = math.ceil(sum(rows) / args.per_device_eval_batch_size)
+    return {**figures, **speed_metrics("eval", start, num_samples=sum(rows), num_steps=steps)}
 
 
-def _mean_loss(
-    losses: list[tuple[float, int, int]], args: TrainingArguments, by_rows: bool
+def _loss_of(
+    results: list[Evaluated], rows: list[int], args: TrainingArguments, parity: bool
 ) -> float:
-    # transformers weighs the mean of each batch by its rows, also where the loss averages over
-    # tokens. By items it is the mean over all of them.
-    means, items, rows = (np.array(column) for column in zip(*losses, strict=True))
-    weights = rows if by_rows else items
-    if by_rows:
-        means = np.repeat(means.astype(np.float32), rows)
-        weights = np.ones_like(means)
+    means = torch.stack([result.loss for result in results]).cpu().float().numpy()
     finite = np.isfinite(means)
-    if args.logging_nan_inf_filter and finite.any():
-        means, weights = means[finite], weights[finite]
-    return (
-        means.mean().item() if by_rows else float((means * weights).sum() / max(weights.sum(), 1))
-    )
+    if not (args.logging_nan_inf_filter and finite.any()):
+        finite[:] = True
+    if parity:
+        # transformers weighs the mean of each batch by its rows, also where it is over tokens.
+        return float(np.repeat(means, rows)[np.repeat(finite, rows)].mean())
+    sums = sum(result.sums for result, use in zip(results, finite, strict=True) if use)
+    items = sum(result.items for result, use in zip(results, finite, strict=True) if use)
+    return float(mean_loss(torch.as_tensor(sums), items))
 
 
 class _Kept:

@@ -15,14 +15,18 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from transformers import PreTrainedModel, Trainer, TrainingArguments, get_scheduler
+from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.trainer_pt_utils import LabelSmoother
 
 from hflit.data.batching import Batch
 from hflit.data.tokenization import Tokenization
+from hflit.loading import Base, load_model
 
 IGNORE_INDEX = -100
+
+
+Items = int | Tensor  # how many; a vector where a loss has several parts
 
 
 class Evaluated(NamedTuple):
@@ -30,12 +34,14 @@ class Evaluated(NamedTuple):
 
     Attributes:
         loss: Scalar, the mean over the batch.
-        items: What the mean was taken over: rows or label tokens.
+        sums: The loss summed over its items; a vector where it has several parts.
+        items: Items of each part: rows or label tokens.
         outputs: What the model returned, without its loss.
     """
 
     loss: Tensor
-    items: int
+    sums: Tensor
+    items: Items
     outputs: dict[str, Any]
 
 
@@ -57,14 +63,15 @@ class TaskModule(L.LightningModule):
     auto_model: ClassVar[Any]
     tokenization: ClassVar[type[Tokenization]]
     tokenization_settings: ClassVar[dict[str, Any]] = {}
+    options: ClassVar[tuple[str, ...]] = ()  # what a subclass takes beside model, args and parity
+    label_names: ClassVar[tuple[str, ...]] = ("labels",)  # columns the loss is computed from
     predicts_next: ClassVar[bool] = False  # whether labels are compared one place earlier
 
-    def __init__(
-        self, model: PreTrainedModel, args: TrainingArguments, parity: bool = False
-    ) -> None:
+    def __init__(self, model: Any, args: TrainingArguments, parity: bool = False) -> None:
         super().__init__()
+        self.check_arguments(args)
         self.automatic_optimization = False
-        self.model = model
+        self.model: Any = model
         self.args = args
         self.parity = parity
         # Set by the callback bridge, which passes events on to transformers' callbacks.
@@ -77,13 +84,15 @@ class TaskModule(L.LightningModule):
         # 5.23 leaves the first label of each row out of its count for some causal models only: for
         # GPT-2, whose config names no loss, it counts one label a row too many.
         self._reference_count_shifts = (
-            LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss
+            LOSS_MAPPING.get(str(getattr(model, "loss_type", None))) is ForCausalLMLoss
             and not model.config.is_encoder_decoder
         )
         smoothing = args.label_smoothing_factor
         self._smoother = LabelSmoother(smoothing) if parity and smoothing else None
 
-        if parity and args.gradient_accumulation_steps > 1 and self._takes_count:
+        # Without `labels` transformers finds nothing to count, and averages over the micro-batches.
+        counts = self._takes_count and "labels" in self.label_names
+        if parity and args.gradient_accumulation_steps > 1 and counts:
             warnings.warn(
                 f"parity=True copies transformers.Trainer: models that ignore the count of items "
                 f"get a loss {args.gradient_accumulation_steps} times too large under "
@@ -93,12 +102,21 @@ class TaskModule(L.LightningModule):
 
     # What a task defines.
 
-    def count_items(self, batch: Batch) -> int:
-        """Items that the loss of a batch averages over."""
+    @classmethod
+    def check_arguments(cls, args: TrainingArguments) -> None:
+        """Raise ValueError at an argument that the task cannot follow."""
+
+    @classmethod
+    def load(cls, base: Base, changes: dict[str, Any]) -> Any:
+        """The model to train, with what the data decide about its config."""
+        return load_model(base, cls.auto_model, changes)
+
+    def count_items(self, batch: Batch) -> Items:
+        """Items that the loss of a batch averages over; a vector if it has several parts."""
         raise NotImplementedError
 
     def summed_loss(self, outputs: dict[str, Any], batch: Batch) -> Tensor:
-        """Loss summed over the items of a batch, a float32 scalar."""
+        """Loss summed over the items of a batch, float32; a vector if it has several parts."""
         raise NotImplementedError
 
     def metrics(self, rows: Dataset) -> Any:
@@ -117,9 +135,8 @@ class TaskModule(L.LightningModule):
 
     def forward(self, batch: Batch) -> dict[str, Any]:
         """The model's outputs, without a loss."""
-        inputs = {
-            k: v for k, v in self.prepare(batch).items() if k in self._inputs and k != "labels"
-        }
+        wanted = self._inputs - set(self.label_names)
+        inputs = {k: v for k, v in self.prepare(batch).items() if k in wanted}
         with self.forward_autocast():
             return self.model(**inputs)
 
@@ -153,8 +170,9 @@ class TaskModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log `eval_loss`, for those who run a plain Lightning Trainer."""
-        loss, items, _ = self.evaluate_batch(batch)
-        self.log("eval_loss", loss, batch_size=items, sync_dist=True, prog_bar=True)
+        loss = self.evaluate_batch(batch).loss
+        rows = len(batch["input_ids"])
+        self.log("eval_loss", loss, batch_size=rows, sync_dist=True, prog_bar=True)
 
     @torch.no_grad()
     def evaluate_batch(self, batch: Batch) -> Evaluated:
@@ -162,10 +180,12 @@ class TaskModule(L.LightningModule):
         items = self.count_items(batch)
         if self.parity:
             loss, outputs = self._reference_outputs(batch, self._count_window([batch]))
+            sums = loss * items
         else:
             outputs = self(batch)
-            loss = self.summed_loss(outputs, batch) / max(items, 1)
-        return Evaluated(loss.detach(), items, {k: v for k, v in outputs.items() if k != "loss"})
+            sums = self.summed_loss(outputs, batch)
+            loss = mean_loss(sums, items)
+        return Evaluated(loss, sums, items, {k: v for k, v in outputs.items() if k != "loss"})
 
     def configure_optimizers(self) -> Any:
         """The optimizer and schedule that the arguments name, as transformers builds them."""
@@ -215,8 +235,8 @@ class TaskModule(L.LightningModule):
         optimizer.zero_grad()
         return {"grad_norm": norm, "learning_rate": rate}
 
-    def _window_loss(self, batch: Batch, items: int, parts: int) -> Tensor:
-        return self.summed_loss(self(batch), batch) / max(items, 1)
+    def _window_loss(self, batch: Batch, items: Items, parts: int) -> Tensor:
+        return mean_loss(self.summed_loss(self(batch), batch), items)
 
     def _count_window(self, window: list[Batch]) -> Any:
         if not self.parity:
@@ -250,3 +270,8 @@ class TaskModule(L.LightningModule):
             outputs, labels, shift_labels=self.predicts_next, num_items_in_batch=count
         )
         return loss, outputs
+
+
+def mean_loss(sums: Tensor, items: Items) -> Tensor:
+    """Sums over items -> their mean; of several parts, the sum of the means."""
+    return (sums / torch.as_tensor(items, device=sums.device).clamp(min=1)).sum()
