@@ -22,6 +22,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 from hflit.data.batching import Batch
 from hflit.data.tokenization import Tokenization
 from hflit.loading import Base, load_model
+from hflit.tasks.parts import forward_cost, split_by_length
 
 IGNORE_INDEX = -100
 
@@ -65,6 +66,7 @@ class TaskModule(L.LightningModule):
     tokenization_settings: ClassVar[dict[str, Any]] = {}
     options: ClassVar[tuple[str, ...]] = ()  # what a subclass takes beside model, args and parity
     label_names: ClassVar[tuple[str, ...]] = ("labels",)  # columns the loss is computed from
+    places: ClassVar[tuple[str, ...]] = ()  # columns of positions in a row
     predicts_next: ClassVar[bool] = False  # whether labels are compared one place earlier
 
     def __init__(self, model: Any, args: TrainingArguments, parity: bool = False) -> None:
@@ -74,6 +76,7 @@ class TaskModule(L.LightningModule):
         self.model: Any = model
         self.args = args
         self.parity = parity
+        self.forward_cost = forward_cost(model, args.device)
         # Set by the callback bridge, which passes events on to transformers' callbacks.
         self.tell: Callable[[str], None] = lambda event: None
 
@@ -159,9 +162,12 @@ class TaskModule(L.LightningModule):
         window_loss = self._reference_loss if self.parity else self._window_loss
         items = self._count_window(window)
         for index, batch in enumerate(window):
-            loss = window_loss(batch, items, len(window))
-            self.manual_backward(loss)
-            losses.append(loss.detach())
+            total = torch.zeros((), device=self.device)
+            for part in self._parts(batch):
+                loss = window_loss(part, items, len(window))
+                self.manual_backward(loss)
+                total += loss.detach()
+            losses.append(total)
             tokens += batch["attention_mask"].sum()
             if index < len(window) - 1:
                 self.tell("on_substep_end")
@@ -234,6 +240,11 @@ class TaskModule(L.LightningModule):
             schedule.step()
         optimizer.zero_grad()
         return {"grad_norm": norm, "learning_rate": rate}
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        if self.parity:
+            return [batch]
+        return split_by_length(batch, self.forward_cost, self.places)
 
     def _window_loss(self, batch: Batch, items: Items, parts: int) -> Tensor:
         return mean_loss(self.summed_loss(self(batch), batch), items)
