@@ -30,8 +30,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "sst2": {"columns": ("sentence", "label"), "num_train_epochs": 1},
     "mrpc": {"columns": ("sentence1", "sentence2", "label"), "num_train_epochs": 2},
     "stsb": {"columns": ("sentence1", "sentence2", "similarity_score"), "num_train_epochs": 2},
-    "go_emotions": {"columns": ("text", "labels"), "num_train_epochs": 2, "learning_rate": 2e-4},
-    "newsgroups20": {"columns": ("text", "label"), "num_train_epochs": 4, "learning_rate": 2e-4},
+    "go_emotions": {"columns": ("text", "labels"), "num_train_epochs": 1, "learning_rate": 2e-4},
+    "newsgroups20": {"columns": ("text", "label"), "num_train_epochs": 3, "learning_rate": 2e-4},
 }
 SETTINGS = {"learning_rate": 5e-5, "per_device_train_batch_size": 32, "eval_strategy": "epoch"}
 SHOWN = ("accuracy", "f1_macro", "f1_micro", "matthews", "pearson", "spearman")

@@ -63,9 +63,7 @@ def main() -> None:
         per_device_train_batch_size=16,
         per_device_eval_batch_size=32,
         eval_strategy="epoch",
-        save_strategy="no",
         logging_steps=20,
-        report_to="none",
     )
 
     # After: what the run left on disk, as anyone would load it.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -16,6 +19,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+
+logger = logging.getLogger(__name__)
 
 UNLIMITED = 1_000_000  # tokenizers without a limit carry 1e30
 
@@ -46,12 +51,16 @@ def load_base(base: Any) -> Base:
     """
     if isinstance(base, (list, tuple)) and len(base) == 2 and isinstance(base[0], nn.Module):
         model, tokenizer = base
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise TypeError(f"The tokenizer in base is {type(tokenizer).__name__}. Load it first.")
         path, config = None, copy.deepcopy(model.config)
         tokenizer = copy.deepcopy(tokenizer)
     elif isinstance(base, str) or hasattr(base, "__fspath__"):
         path, model = str(base), None
-        config = AutoConfig.from_pretrained(path)
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        halves = Path(path) / "discriminator"  # what token-detection saves beside generator/
+        source = str(halves) if halves.is_dir() else path
+        config = AutoConfig.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
     else:
         raise TypeError(
             f"base is {type(base).__name__}. Pass a hub id, a folder or (model, tokenizer)."
@@ -60,11 +69,22 @@ def load_base(base: Any) -> Base:
         if tokenizer.eos_token is None:
             raise ValueError("The tokenizer has no padding token. Set tokenizer.pad_token.")
         tokenizer.pad_token = tokenizer.eos_token
+    tokens = getattr(config, "vocab_size", None)
+    if tokens is not None and len(tokenizer) > tokens:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens, the model embeddings for {tokens}. "
+            "Call model.resize_token_embeddings(len(tokenizer)) first."
+        )
     return Base(config, tokenizer, model, path)
 
 
-def resolve_maxlength(maxlength: int | None, base: Base) -> int | None:
+def resolve_maxlength(maxlength: int | None, base: Base, name: str = "maxlength") -> int | None:
     """Longest row in tokens: the caller's, or what tokenizer and model can take.
+
+    Args:
+        maxlength: The caller's limit, or None.
+        base: Tokenizer and model.
+        name: How errors call the limit.
 
     Returns:
         The limit, or None if neither tokenizer nor model has one.
@@ -78,9 +98,9 @@ def resolve_maxlength(maxlength: int | None, base: Base) -> int | None:
         shortest = min(limits, default=UNLIMITED)
         return int(shortest) if shortest < UNLIMITED else None
     if maxlength < 1:
-        raise ValueError(f"maxlength={maxlength} must be at least 1 token.")
+        raise ValueError(f"{name}={maxlength} must be at least 1 token.")
     if positions is not None and maxlength > positions:
-        raise ValueError(f"maxlength={maxlength} is more than the {positions} tokens the model takes.")
+        raise ValueError(f"{name}={maxlength} is more than the {positions} tokens the model takes.")
     return maxlength
 
 
@@ -131,21 +151,78 @@ def load_model(base: Base, auto_model: Any, changes: dict[str, Any]) -> PreTrain
             model.generation_config = copy.deepcopy(model.generation_config)
         _check_head(model, auto_model, changes)
     else:
-        resized = len(changes.get("id2label", ())) != base.config.num_labels
+        classes = len(changes.get("id2label", ()))
+        resized = bool(classes) and classes != base.config.num_labels
         config = copy.deepcopy(base.config)
         config.update(changes)
-        model = auto_model.from_pretrained(
-            base.path, config=config, ignore_mismatched_sizes=resized
-        )
+        model = _load_weights(base.path, auto_model, config, ignore_mismatched_sizes=resized)
     model.config.update(changes)
     return model
+
+
+def _load_weights(path: str | None, auto_model: Any, config: Any, **options: Any) -> Any:
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # its table of new weights; said below instead
+    try:
+        model, report = auto_model.from_pretrained(
+            path, config=config, output_loading_info=True, **options
+        )
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    new = sorted(report["missing_keys"])
+    body = [name for name in new if name.startswith(f"{model.base_model_prefix}.")]
+    if body:
+        logger.warning("%s lacks weights of the model's body, which start random: %s.", path, body)
+    elif new:
+        logger.info("New weights, still to be learned: %s.", ", ".join(new))
+    return model
+
+
+def check_teacher(teacher: Base, student: Base, auto_model: Any, changes: dict[str, Any]) -> None:
+    """Refuse a teacher that speaks of other tokens or classes, or of nothing it has learned.
+
+    Args:
+        teacher: What to distil from.
+        student: What learns.
+        auto_model: transformers' class that picks the model for the task.
+        changes: What the data decide about the student's config.
+
+    Raises:
+        ValueError: The vocabulary or the classes differ, or the teacher has no head for the task.
+    """
+    if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
+        raise ValueError(
+            "The teacher has another vocabulary than base, so it would read other texts. Choose a "
+            "teacher with the same tokenizer."
+        )
+    has_both_halves = teacher.path is not None and (Path(teacher.path) / "discriminator").is_dir()
+    known = _names(auto_model._model_mapping.get(type(teacher.config), ()))
+    kinds = teacher.config.architectures or ["model"]
+    if teacher.model is None and not has_both_halves and not set(kinds) & set(known):
+        raise ValueError(
+            f"The teacher is a {', '.join(kinds)} without a head for this task. Train it first, so "
+            f"that {auto_model.__name__} loads it whole."
+        )
+    expected = changes.get("id2label")
+    names = {int(index): name for index, name in (teacher.config.id2label or {}).items()}
+    if expected is not None and names != expected:
+        raise ValueError(
+            f"The teacher knows the classes {names!r}, the training data {expected!r}. They must "
+            "be the same, in the same order."
+        )
+    if expected is None and teacher.config.vocab_size != student.config.vocab_size:
+        raise ValueError(
+            f"The teacher predicts {teacher.config.vocab_size} tokens, base "
+            f"{student.config.vocab_size}: they must be as many."
+        )
 
 
 def _check_head(model: PreTrainedModel, auto_model: Any, changes: dict[str, Any]) -> None:
     known = _names(auto_model._model_mapping.get(type(model.config), ()))
     if type(model).__module__.startswith("transformers.") and type(model).__name__ not in known:
         raise ValueError(
-            f"base holds a {type(model).__name__}; this task trains what {auto_model.__name__} loads."
+            f"base holds a {type(model).__name__}; this task trains what {auto_model.__name__} "
+            "loads."
         )
     classes = len(changes.get("id2label", ()))
     if classes and classes != model.config.num_labels:

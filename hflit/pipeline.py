@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,17 +24,27 @@ from transformers.trainer_utils import align_special_tokens
 from hflit.arguments import Arguments, parse
 from hflit.artifacts import save_artifacts
 from hflit.data import DataModule, data_module
-from hflit.loading import classifier_names, load_base, load_model, resolve_maxlength
+from hflit.loading import check_teacher, classifier_names, load_base, resolve_maxlength
 from hflit.loop.bridge import Bridge
 from hflit.loop.evaluation import evaluate
 from hflit.loop.precision import ForwardPrecision
 from hflit.loop.progress import ProgressBar
 from hflit.tasks import TASKS, TaskModule
+from hflit.tasks.distillation import Distillation
 
-# Arguments of the call that only some kinds of tokenization take, and their defaults.
-OPTIONS = {"stride": 128, "prefix": None, "merge": "concat", "whole_word": False}
+# Arguments of the call that only some tasks or their tokenization take, and their defaults.
+OPTIONS = {
+    "stride": 128,
+    "prefix": None,
+    "merge": "concat",
+    "whole_word": False,
+    "skip_misaligned": False,
+    "target_maxlength": None,
+    "generation_max_length": None,
+    "generation_num_beams": None,
+}
 # Arguments of the call that are accepted already and built later.
-PENDING = ("checkpoint", "quantize", "lora", "teacher")
+PENDING = ("checkpoint", "quantize", "lora")
 
 
 class HFTrainer:
@@ -70,6 +81,10 @@ class HFTrainer:
         parity: bool = False,
         cache: bool = True,
         whole_word: bool = False,
+        skip_misaligned: bool = False,
+        target_maxlength: int | None = None,
+        generation_max_length: int | None = None,
+        generation_num_beams: int | None = None,
         **args: Any,
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Train a model on labelled rows.
@@ -92,13 +107,22 @@ class HFTrainer:
             quantize: Not built yet.
             lora: Not built yet.
             merge: How texts fill rows (language tasks).
-            teacher: Not built yet.
-            distillation: Temperature and share of the teacher.
+            teacher: Model to distil from, given as `base` is: one of the same task, vocabulary and
+                classes.
+            distillation: Temperature of the teacher, and its share of the loss from 0 to 1.
             tokenizebatch: Rows tokenized at a time. Never changes the result.
             parity: Run exactly the operations of `transformers.Trainer`, bit for bit.
             cache: Keep tokenized rows in the Hugging Face data sets cache; False keeps them in
                 memory only.
+            skip_misaligned: Leave out rows whose answer is not in the context where it should be;
+                otherwise they are an error (question-answering).
             whole_word: Mask all tokens of a word or none (language-modeling, token-detection).
+            target_maxlength: Longest target in tokens (sequence-sequence); by default what
+                tokenizer and model can take.
+            generation_max_length: Longest text in tokens that `metrics="auto"` generates
+                (sequence-sequence); by default what the model's generation config says, else 128.
+            generation_num_beams: Beams of that search; by default what the model's generation
+                config says, else 1.
             args: Fields of `transformers.TrainingArguments` and flags of the Lightning Trainer.
 
         Returns:
@@ -113,10 +137,20 @@ class HFTrainer:
         given = {name: value for name, value in locals().items() if name not in ("self", "args")}
         task_class = _check_request(given)
         arguments, flags = parse(args, also=given)
+        if validation is None and (arguments.eval_strategy != "no" or arguments.eval_on_start):
+            raise ValueError("eval_strategy and eval_on_start evaluate on validation=: pass it.")
 
         with _log_level(arguments):
             start = load_base(base)
-            options = {**given, "head": classifier_names(start)}
+            options = {
+                **given,
+                "head": classifier_names(start),
+                "tokenizer": start.tokenizer,
+            }
+            if "target_maxlength" in task_class.options:
+                options["target_maxlength"] = resolve_maxlength(
+                    target_maxlength, start, "target_maxlength"
+                )
             tokenization = task_class.tokenization(
                 start.tokenizer,
                 columns,
@@ -136,13 +170,22 @@ class HFTrainer:
             )
             data.setup()
 
-            set_seed(arguments.seed)
             changes = tokenization.config_changes(start.config)
-            model = load_model(start, task_class.auto_model, changes)
+            task_class.check_arguments(arguments, changes)
+            school = None if teacher is None else load_base(teacher)
+            if school is not None:
+                check_teacher(school, start, task_class.auto_model, changes)
+
+            set_seed(arguments.seed)
+            model = task_class.load(start, changes)
             align_special_tokens(model, start.tokenizer)
-            module = task_class(model, arguments, parity)
+            own = {name: options[name] for name in task_class.options}
+            if school is not None:
+                own["distillation"] = Distillation(task_class.load(school, {}), *distillation)
+            module = task_class(model, arguments, parity, **own)
             bridge, trainer = _lightning(arguments, flags, module, data, metrics)
 
+            model.train()
             set_seed(arguments.seed)
             trainer.fit(module, data)
 
@@ -160,8 +203,17 @@ def _check_request(given: dict[str, Any]) -> type[TaskModule]:
     if task not in TASKS:
         raise ValueError(f"Unknown task {task!r}. Choose one of: {', '.join(TASKS)}.")
     for name, default in OPTIONS.items():
-        if given[name] != default and name not in TASKS[task].tokenization.options:
+        taken = (*TASKS[task].options, *TASKS[task].tokenization.options)
+        if given[name] != default and name not in taken:
             raise ValueError(f"{name}={given[name]!r} means nothing to {task}.")
+    temperature, alpha = given["distillation"]
+    if temperature <= 0 or not 0 <= alpha <= 1:
+        raise ValueError(
+            f"distillation={given['distillation']!r} must be a temperature above 0 and a share of "
+            "the teacher from 0 to 1."
+        )
+    if given["teacher"] is not None and given["parity"]:
+        raise ValueError("parity=True does what transformers.Trainer does, and it has no teacher.")
     pending = [name for name in PENDING if given[name] not in (None, False)]
     if pending:
         raise NotImplementedError(f"Not built yet: {', '.join(f'{name}=' for name in pending)}.")
@@ -171,8 +223,9 @@ def _check_request(given: dict[str, Any]) -> type[TaskModule]:
         and not callable(given["metrics"])
     ):
         raise ValueError(f"metrics={given['metrics']!r} must be a function, 'auto' or None.")
-    if given["tokenizebatch"] < 1:
-        raise ValueError(f"tokenizebatch={given['tokenizebatch']} must be at least 1.")
+    for name in ("tokenizebatch", "generation_max_length", "generation_num_beams"):
+        if given[name] is not None and given[name] < 1:
+            raise ValueError(f"{name}={given[name]} must be at least 1.")
     return TASKS[task]
 
 
@@ -194,10 +247,6 @@ def _lightning(
                 own = module.metrics(data.rows["validation"])
             return evaluate(module, data.val_dataloader(), args, own, on_batch)
 
-    elif args.eval_strategy != "no" or args.eval_on_start:
-        raise ValueError(
-            "eval_strategy and eval_on_start evaluate on validation=, which is missing."
-        )
     theirs = [callback for callback in callbacks if isinstance(callback, TrainerCallback)]
     bridge = Bridge(args, module, data.tokenization.tokenizer, theirs, run_evaluation)
     lightning: list[Any] = [c for c in callbacks if not isinstance(c, TrainerCallback)]
@@ -240,6 +289,9 @@ def _log_level(args: Arguments) -> Iterator[None]:
     before = theirs.level
     theirs.setLevel(args.get_process_log_level())
     try:
-        yield
+        with warnings.catch_warnings():
+            # Lightning 2.6 asks torch for an old spelling at every fit; drop when it does not.
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+            yield
     finally:
         theirs.setLevel(before)

@@ -125,11 +125,11 @@ class Collator:
         """
         if isinstance(rows, list):  # a stream gives rows one by one
             rows = pa.Table.from_pylist(rows)
-        batch = {name: self._column(rows[name].combine_chunks(), name) for name in rows.column_names}
+        batch = {
+            name: self._column(rows[name].combine_chunks(), name) for name in rows.column_names
+        }
         if "attention_mask" not in batch:
-            ones = pa.ListArray.from_arrays(
-                *_offsets_and_ones(rows["input_ids"].combine_chunks())
-            )
+            ones = pa.ListArray.from_arrays(*_offsets_and_ones(rows["input_ids"].combine_chunks()))
             batch["attention_mask"] = self._column(ones, "attention_mask")
         seed = (rows.schema.metadata or {}).get(SEED)
         return self.finish(batch, None if seed is None else int(seed))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -12,6 +12,8 @@ import torch
 
 from hflit.data.module import DataModule
 
+Converters = dict[str, Callable[[Any], Any]]  # column -> what brings its values to one kind
+
 TRAIN_SPLITS = ("train", "training")
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev", "eval", "test")
 
@@ -20,12 +22,12 @@ class DatasetModule(DataModule):
     """Reads `datasets.Dataset`, `DatasetDict` and streaming `IterableDataset`."""
 
     @staticmethod
-    def read(data: Any, columns: list[str], split: str) -> datasets.Dataset:
+    def read(data: Any, columns: list[str], split: str, converters: Converters) -> datasets.Dataset:
         """Keep the columns the task reads; of a dict of splits, the one meant."""
         if isinstance(data, (datasets.DatasetDict, datasets.IterableDatasetDict)):
             data = _guess_split(data, split)
         if isinstance(data, datasets.Dataset) and data.format["type"] == "custom":
-            return RowsModule.read(data, columns, split)  # with_transform makes rows when read
+            return RowsModule.read(data, columns, split, converters)  # with_transform makes rows
         # A stream may not know its columns before its first row.
         found = list(next(iter(data), {})) if data.column_names is None else data.column_names
         _check_columns(found, columns, split)
@@ -36,14 +38,14 @@ class FrameModule(DataModule):
     """Reads pandas and polars DataFrames, and anything with `.columns` and item access."""
 
     @staticmethod
-    def read(data: Any, columns: list[str], split: str) -> datasets.Dataset:
+    def read(data: Any, columns: list[str], split: str, converters: Converters) -> datasets.Dataset:
         """Copy the columns the task reads into Arrow."""
         found = list(data.columns)
         _check_columns(found, columns, split)
         twice = [name for name in columns if found.count(name) > 1]
         if twice:
             raise ValueError(f"The {split} data has more than one column {_quoted(twice)}.")
-        arrays = {name: _arrow(list(data[name]), name, split) for name in columns}
+        arrays = {name: _arrow(list(data[name]), name, split, converters) for name in columns}
         return datasets.Dataset(pa.table(arrays))
 
 
@@ -51,7 +53,9 @@ class RowsModule(DataModule):
     """Reads an iterable of dicts: a list, a generator, any torch-style dataset of dicts."""
 
     @staticmethod
-    def read(data: Iterable[dict[str, Any]], columns: list[str], split: str) -> datasets.Dataset:
+    def read(
+        data: Iterable[dict[str, Any]], columns: list[str], split: str, converters: Converters
+    ) -> datasets.Dataset:
         """Copy the columns the task reads into Arrow; a key that a row lacks is None there."""
         found: dict[str, None] = {}  # keys in the order they came
         values: dict[str, list[Any]] = {name: [] for name in columns}
@@ -65,7 +69,7 @@ class RowsModule(DataModule):
             for name in columns:
                 values[name].append(row.get(name))
         _check_columns(list(found), columns, split)
-        arrays = {name: _arrow(column, name, split) for name, column in values.items()}
+        arrays = {name: _arrow(column, name, split, converters) for name, column in values.items()}
         return datasets.Dataset(pa.table(arrays))
 
 
@@ -85,7 +89,8 @@ def data_module(train: Any, validation: Any = None, **options: Any) -> DataModul
         if isinstance(validation, str):
             if validation not in train:
                 raise ValueError(
-                    f"validation={validation!r} is not a split of the data, which has {_quoted(train)}."
+                    f"validation={validation!r} is not a split of the data, which has "
+                    f"{_quoted(train)}."
                 )
             validation = train[validation]
     elif isinstance(validation, str):
@@ -107,7 +112,8 @@ def _format_of(data: Any, name: str) -> type[DataModule]:
     ):
         return RowsModule
     raise TypeError(
-        f"{name} is {type(data).__name__}. Pass a datasets.Dataset, a DataFrame or an iterable of dicts."
+        f"{name} is {type(data).__name__}. Pass a datasets.Dataset, a DataFrame or an iterable of "
+        "dicts."
     )
 
 
@@ -118,7 +124,8 @@ def _guess_split(splits: Any, split: str) -> Any:
         if name in splits:
             return splits[name]
     raise ValueError(
-        f"None of the splits {_quoted(splits)} looks like {split} data. Pass one, as in data['name']."
+        f"None of the splits {_quoted(splits)} looks like {split} data. Pass one, as in "
+        "data['name']."
     )
 
 
@@ -140,8 +147,10 @@ def _check_columns(found: list[str], wanted: list[str], split: str) -> None:
         )
 
 
-def _arrow(values: list[Any], name: str, split: str) -> pa.Array:
+def _arrow(values: list[Any], name: str, split: str, converters: Converters) -> pa.Array:
     values = [_plain(value) for value in values]
+    if name in converters:
+        values = [converters[name](value) for value in values]
     try:
         return pa.array(values, from_pandas=True)  # from_pandas: NaN is missing, as None is
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:

@@ -82,7 +82,8 @@ class Labels(Tokenization):
         if maxlength is not None and maxlength <= special:
             # The tokenizer would cut nothing at all.
             raise ValueError(
-                f"maxlength={maxlength} leaves no room for text: each row has {special} special tokens."
+                f"maxlength={maxlength} leaves no room for text: each row has {special} special "
+                "tokens."
             )
         self.head = head
         self.map: LabelMap | None = None
@@ -187,14 +188,19 @@ class Labels(Tokenization):
             truncation=self.maxlength is not None,
             return_attention_mask=False,
         )
-        return {**{k: tokens[k] for k in self.token_columns}, "labels": self.map.encode(batch[label])}
+        return {
+            **{k: tokens[k] for k in self.token_columns},
+            "labels": self.map.encode(batch[label]),
+        }
 
     def _check_table(self, table: pa.Table, start: int, split: str) -> None:
         *texts, label = self.names
         check_texts(table, start, texts, split)
         missing = first_row(pc.is_null(table[label], nan_is_null=True))
         if missing is not None:
-            raise ValueError(f"Row {start + missing} of the {split} data has no label in {label!r}.")
+            raise ValueError(
+                f"Row {start + missing} of the {split} data has no label in {label!r}."
+            )
 
 
 class _LabelsFound:
@@ -259,7 +265,9 @@ def label_map(
     values = found.values
     if names is not None:
         if -1 in values:
-            raise ValueError(f"Column {found.column!r} has rows without a label (-1 in ClassLabel).")
+            raise ValueError(
+                f"Column {found.column!r} has rows without a label (-1 in ClassLabel)."
+            )
         problem = MULTI if found.is_list else SINGLE
         if problem == SINGLE:
             _need_two({names[value] for value in values})
@@ -312,9 +320,9 @@ def _numbered(values: set[Any], problem: str, head: dict[int, str] | None) -> La
     if isinstance(ordered[0], bool):
         return LabelMap(problem, {0: "False", 1: "True"}, {False: 0, True: 1})
 
-    width = len(head) if head is not None else len(ordered)
-    if all(0 <= value < width for value in ordered):  # the labels are class ids already
-        return LabelMap(problem, head or _default_names(width), {i: i for i in range(width)})
+    for names in (head or {}, _default_names(len(ordered))):
+        if all(0 <= value < len(names) for value in ordered):  # the labels are class ids already
+            return LabelMap(problem, names, {index: index for index in names})
     # Gaps, counting from 1, star ratings: the class is the rank, its name the label itself.
     return LabelMap(
         problem,
@@ -332,4 +340,3 @@ def _class_names(rows: datasets.Dataset, column: str) -> list[str] | None:
     if isinstance(kind, (datasets.List, datasets.LargeList)):
         kind = kind.feature
     return list(kind.names) if isinstance(kind, datasets.ClassLabel) else None
-

@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 import lightning.pytorch as L
-import torch
+import pyarrow.compute as pc
 from datasets.fingerprint import Hasher
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
@@ -63,8 +63,20 @@ class DataModule(L.LightningDataModule):
         self.tokens: dict[str, Any] = {}
 
     @staticmethod
-    def read(data: Any, columns: list[str], split: str) -> datasets.Dataset:
-        """The user's rows as a `datasets.Dataset` of the named columns."""
+    def read(
+        data: Any,
+        columns: list[str],
+        split: str,
+        converters: dict[str, Callable[[Any], Any]],
+    ) -> datasets.Dataset:
+        """The user's rows as a `datasets.Dataset` of the named columns.
+
+        Args:
+            data: The user's rows.
+            columns: Names to keep.
+            split: How errors call the data.
+            converters: Column -> what brings its values to one kind, before they become Arrow.
+        """
         raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
@@ -75,13 +87,16 @@ class DataModule(L.LightningDataModule):
         for split, told in SPLITS.items():
             if self.data[split] is not None:
                 rows[split] = self.readers[split](
-                    self.data[split], self.tokenization.names, told
+                    self.data[split], self.tokenization.names, told, self.tokenization.converters
                 )
         self.tokenization.fit(rows["train"], self._rows_of_stream(rows["train"]))
         if "validation" in rows:
             self.tokenization.check(rows["validation"], "validation")
         for split in rows:
-            self.tokens[split] = self.tokenization.arrange(self._tokenize(rows[split], split))
+            tokens = self._tokenize(rows[split], split)
+            if split == "train":
+                tokens = tokens.remove_columns(list(self.tokenization.evaluation_columns))
+            self.tokens[split] = self.tokenization.arrange(tokens)
 
     def train_dataloader(self) -> WindowLoader:
         """Windows of micro-batches, shuffled unless `train_sampling_strategy` says otherwise."""
@@ -142,6 +157,7 @@ class DataModule(L.LightningDataModule):
             "batch_size": self.tokenizebatch,
             "remove_columns": self.tokenization.names,
             "features": self.tokenization.features,
+            "with_indices": self.tokenization.with_indices,
         }
         if isinstance(rows, datasets.IterableDataset):
             return rows.map(self.tokenization, **encode)
@@ -170,16 +186,21 @@ class DataModule(L.LightningDataModule):
         return tokens
 
     def _report_cut(self, tokens: datasets.Dataset, split: str) -> None:
-        longest = self.tokenization.maxlength
-        if longest is None:
-            return
-        column = tokens.with_format("arrow")[:]["input_ids"]
-        reached = int((torch.tensor(column.combine_chunks().value_lengths().to_numpy()) == longest).sum())
-        if reached:
-            logger.warning(
-                "%d of %d %s rows reach maxlength=%d tokens; what is longer was cut.",
-                reached, len(tokens), SPLITS[split], longest,
-            )
+        for name, column in self.tokenization.limits.items():
+            longest = getattr(self.tokenization, name)
+            if longest is None:
+                continue
+            lengths = pc.list_value_length(tokens.with_format("arrow")[:][column])
+            reached = pc.sum(pc.equal(lengths, longest)).as_py()
+            if reached:
+                logger.warning(
+                    "%d of %d %s rows reach %s=%d tokens; what is longer was cut.",
+                    reached,
+                    len(tokens),
+                    SPLITS[split],
+                    name,
+                    longest,
+                )
 
 
 def _seed_worker(args: TrainingArguments) -> Callable[[int], None]:

@@ -57,6 +57,8 @@ class Texts(Tokenization):
         if masked and tokenizer.mask_token is None:
             raise ValueError("The tokenizer has no mask token, so it cannot train a masked model.")
         self.merge = merge
+        if merge is not None:
+            self.limits = {}
         self.masked = masked
         self.whole_word = whole_word
         self.padding |= {"special_tokens_mask": 1, "word_starts": 0, "segments": 0}

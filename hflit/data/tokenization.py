@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import datasets
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+import hflit
 from hflit.data.batching import Batch
 
 SCAN_ROWS = 10_000  # rows read at a time when data is looked through before tokenizing
@@ -30,6 +31,10 @@ class Tokenization:
 
     default_columns: ClassVar[tuple[str | None, ...]] = ()
     options: ClassVar[tuple[str, ...]] = ()  # what a subclass takes beside columns and maxlength
+    evaluation_columns: ClassVar[tuple[str, ...]] = ()  # made of every row, not for training
+    with_indices: ClassVar[bool] = False  # whether `__call__` is told the numbers of its rows
+    # Attribute -> the column it limits, for those that cut what is longer.
+    limits: dict[str, str] = {"maxlength": "input_ids"}
 
     def __init__(
         self,
@@ -75,6 +80,11 @@ class Tokenization:
         return [name for name in self.columns if name is not None]
 
     @property
+    def converters(self) -> dict[str, Callable[[Any], Any]]:
+        """Column -> what brings its values to one kind, where a column may mix several."""
+        return {}
+
+    @property
     def features(self) -> datasets.Features:
         """Arrow types of what `__call__` returns."""
         raise NotImplementedError
@@ -97,7 +107,7 @@ class Tokenization:
         raise NotImplementedError
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Encode a batch of rows; one output row for each."""
+        """Encode a batch of rows."""
         raise NotImplementedError
 
     def arrange(self, tokens: Any) -> Any:
@@ -123,6 +133,7 @@ class Tokenization:
     def settings(self) -> dict[str, Any]:
         """All that decides what `__call__` returns: the key of the cache of tokenized rows."""
         return {
+            "version": hflit.__version__,
             "kind": type(self).__name__,
             "columns": self.columns,
             "maxlength": self.maxlength,
@@ -186,5 +197,3 @@ def check_texts(table: pa.Table, start: int, names: list[str], split: str) -> No
                 f"Column {name!r} of the {split} data holds {column.type}, not text: row {start} "
                 f"is {column[0].as_py()!r}."
             )
-
-

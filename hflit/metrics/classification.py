@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 from torchmetrics import MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
 from torchmetrics.classification import (
+    BinaryAccuracy,
+    BinaryF1Score,
     MulticlassAccuracy,
     MulticlassF1Score,
     MulticlassMatthewsCorrCoef,
@@ -41,6 +43,10 @@ class ClassificationMetrics:
                     "pearson": PearsonCorrCoef(),
                     "spearman": SpearmanCorrCoef(),
                 }
+        elif problem == "multi_label_classification" and classes == 1:
+            # torchmetrics' figures for several labels start at two.
+            found = {"f1_micro": BinaryF1Score(), "f1_macro": BinaryF1Score()}
+            found["exact_match"] = BinaryAccuracy()
         elif problem == "multi_label_classification":
             found = {
                 "f1_micro": MultilabelF1Score(classes, average="micro"),

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from hflit.data.batching import Batch
 from hflit.data.texts import Texts
 from hflit.metrics.tokens import TokenMetrics
+from hflit.tasks.distillation import kl_distance
 from hflit.tasks.module import IGNORE_INDEX, TaskModule
 from hflit.tasks.parts import blind_to_neighbours
 
@@ -32,9 +33,9 @@ class LanguageGeneration(TaskModule):
     tokenization = Texts
     predicts_next = True
 
-    def prepare(self, batch: Batch) -> Batch:
+    def prepare(self, batch: Batch, model: Any) -> Batch:
         """Keep the texts of a packed row from seeing each other."""
-        return blind_to_neighbours(batch, self.model, causal=True)
+        return blind_to_neighbours(batch, model, causal=True)
 
     def count_items(self, batch: Batch) -> int:
         """Tokens that are predicted."""
@@ -50,6 +51,12 @@ class LanguageGeneration(TaskModule):
             ignore_index=IGNORE_INDEX,
             label_smoothing=self.args.label_smoothing_factor,
         )
+
+    def distance(self, outputs: Any, teacher: Any, batch: Batch, temperature: float) -> Tensor:
+        """Divergence from the teacher's next tokens, where one is learned."""
+        learned = batch["labels"][:, 1:] != IGNORE_INDEX
+        student, taught = (each["logits"][:, :-1][learned] for each in (outputs, teacher))
+        return kl_distance(student, taught, temperature)
 
     def metrics(self, rows: Dataset) -> TokenMetrics:
         """Perplexity and token accuracy."""

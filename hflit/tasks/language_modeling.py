@@ -12,6 +12,7 @@ from transformers import AutoModelForMaskedLM
 from hflit.data.batching import Batch
 from hflit.data.texts import Texts
 from hflit.metrics.tokens import TokenMetrics
+from hflit.tasks.distillation import kl_distance
 from hflit.tasks.module import IGNORE_INDEX, TaskModule
 from hflit.tasks.parts import blind_to_neighbours
 
@@ -34,9 +35,9 @@ class LanguageModeling(TaskModule):
     tokenization = Texts
     tokenization_settings = {"masked": True}
 
-    def prepare(self, batch: Batch) -> Batch:
+    def prepare(self, batch: Batch, model: Any) -> Batch:
         """Keep the texts of a packed row from seeing each other."""
-        return blind_to_neighbours(batch, self.model, causal=False)
+        return blind_to_neighbours(batch, model, causal=False)
 
     def count_items(self, batch: Batch) -> int:
         """Masked tokens."""
@@ -51,6 +52,11 @@ class LanguageModeling(TaskModule):
             ignore_index=IGNORE_INDEX,
             label_smoothing=self.args.label_smoothing_factor,
         )
+
+    def distance(self, outputs: Any, teacher: Any, batch: Batch, temperature: float) -> Tensor:
+        """Divergence from the teacher's guesses of the masked tokens."""
+        masked = batch["labels"] != IGNORE_INDEX
+        return kl_distance(outputs["logits"][masked], teacher["logits"][masked], temperature)
 
     def metrics(self, rows: Dataset) -> TokenMetrics:
         """Perplexity and accuracy of the masked tokens."""

@@ -22,6 +22,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 from hflit.data.batching import Batch
 from hflit.data.tokenization import Tokenization
 from hflit.loading import Base, load_model
+from hflit.tasks.distillation import Distillation
 from hflit.tasks.parts import forward_cost, split_by_length
 
 IGNORE_INDEX = -100
@@ -59,6 +60,7 @@ class TaskModule(L.LightningModule):
         parity: Run exactly the operations of `transformers.Trainer`, in its order. Also copies
             its loss under accumulation, too large by `gradient_accumulation_steps` for models
             that take no count of items.
+        distillation: A teacher whose answers are learned beside the labels.
     """
 
     auto_model: ClassVar[Any]
@@ -69,13 +71,19 @@ class TaskModule(L.LightningModule):
     places: ClassVar[tuple[str, ...]] = ()  # columns of positions in a row
     predicts_next: ClassVar[bool] = False  # whether labels are compared one place earlier
 
-    def __init__(self, model: Any, args: TrainingArguments, parity: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        parity: bool = False,
+        distillation: Distillation | None = None,
+    ) -> None:
         super().__init__()
-        self.check_arguments(args)
         self.automatic_optimization = False
         self.model: Any = model
         self.args = args
         self.parity = parity
+        self.distillation = distillation
         self.forward_cost = forward_cost(model, args.device)
         # Set by the callback bridge, which passes events on to transformers' callbacks.
         self.tell: Callable[[str], None] = lambda event: None
@@ -106,8 +114,8 @@ class TaskModule(L.LightningModule):
     # What a task defines.
 
     @classmethod
-    def check_arguments(cls, args: TrainingArguments) -> None:
-        """Raise ValueError at an argument that the task cannot follow."""
+    def check_arguments(cls, args: TrainingArguments, changes: dict[str, Any]) -> None:
+        """Raise ValueError at an argument that the task cannot follow, given its data."""
 
     @classmethod
     def load(cls, base: Base, changes: dict[str, Any]) -> Any:
@@ -130,18 +138,31 @@ class TaskModule(L.LightningModule):
         """
         raise NotImplementedError
 
-    def prepare(self, batch: Batch) -> Batch:
-        """What the model is given of a batch, where it needs more than the batch holds."""
+    def distance(self, outputs: Any, teacher: Any, batch: Batch, temperature: float) -> Tensor:
+        """Distance to the teacher's outputs, summed like the loss."""
+        raise NotImplementedError
+
+    def prepare(self, batch: Batch, model: Any) -> Batch:
+        """What a model is given of a batch, where it needs more than the batch holds."""
         return batch
 
     # Training.
 
     def forward(self, batch: Batch) -> dict[str, Any]:
         """The model's outputs, without a loss."""
-        wanted = self._inputs - set(self.label_names)
-        inputs = {k: v for k, v in self.prepare(batch).items() if k in wanted}
+        return self.run_model(self.model, batch)
+
+    def run_model(self, model: Any, batch: Batch) -> dict[str, Any]:
+        """Outputs of the model or of its teacher."""
+        wanted = set(inspect.signature(model.forward).parameters) - set(self.label_names)
+        inputs = {k: v for k, v in self.prepare(batch, model).items() if k in wanted}
         with self.forward_autocast():
-            return self.model(**inputs)
+            return model(**inputs)
+
+    def on_fit_start(self) -> None:
+        """Put the teacher beside the model, ready to answer."""
+        if self.distillation is not None:
+            self.distillation.teacher.eval().to(self.device)
 
     def training_step(self, window: list[Batch] | Batch, batch_idx: int) -> dict[str, Any]:
         """Update the weights once.
@@ -247,7 +268,20 @@ class TaskModule(L.LightningModule):
         return split_by_length(batch, self.forward_cost, self.places)
 
     def _window_loss(self, batch: Batch, items: Items, parts: int) -> Tensor:
-        return mean_loss(self.summed_loss(self(batch), batch), items)
+        outputs = self(batch)
+        sums = self.summed_loss(outputs, batch)
+        if self.distillation is not None:
+            alpha, temperature = self.distillation.alpha, self.distillation.temperature
+            with torch.no_grad():
+                taught = self.teach(batch, outputs)
+            distance = self.distance(outputs, taught, batch, temperature)
+            sums = (1 - alpha) * sums + alpha * distance
+        return mean_loss(sums, items)
+
+    def teach(self, batch: Batch, outputs: Any) -> Any:
+        """What the teacher says about a batch."""
+        assert self.distillation is not None
+        return self.run_model(self.distillation.teacher, batch)
 
     def _count_window(self, window: list[Batch]) -> Any:
         if not self.parity:
@@ -267,7 +301,7 @@ class TaskModule(L.LightningModule):
     def _reference_outputs(
         self, batch: Batch, count: Tensor | None
     ) -> tuple[Tensor, dict[str, Any]]:
-        prepared = self.prepare(batch)
+        prepared = self.prepare(batch, self.model)
         inputs: dict[str, Any] = {k: v for k, v in prepared.items() if k in self._inputs}
         labels = inputs.pop("labels") if self._smoother is not None else None
         if count is not None:

@@ -7,11 +7,12 @@ from typing import Any
 import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, TrainingArguments
 
 from hflit.data.batching import Batch
-from hflit.data.labels import MULTI, REGRESSION, Labels
+from hflit.data.labels import MULTI, REGRESSION, SINGLE, Labels
 from hflit.metrics.classification import ClassificationMetrics
+from hflit.tasks.distillation import bernoulli_distance, kl_distance
 from hflit.tasks.module import TaskModule
 
 
@@ -31,6 +32,16 @@ class TextClassification(TaskModule):
     auto_model = AutoModelForSequenceClassification
     tokenization = Labels
 
+    @classmethod
+    def check_arguments(cls, args: TrainingArguments, changes: dict[str, Any]) -> None:
+        """Refuse label smoothing where a label is no class."""
+        problem = changes["problem_type"]
+        if args.label_smoothing_factor and problem != SINGLE:
+            raise ValueError(
+                f"label_smoothing_factor={args.label_smoothing_factor} needs one class a row; "
+                f"these labels make it a {problem.replace('_', ' ')}. Leave it at 0."
+            )
+
     def count_items(self, batch: Batch) -> int:
         """Rows; for several labels rows times classes, as the mean of the loss is taken."""
         return batch["labels"].numel()
@@ -45,6 +56,16 @@ class TextClassification(TaskModule):
             return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
         smoothing = self.args.label_smoothing_factor
         return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+
+    def distance(self, outputs: Any, teacher: Any, batch: Batch, temperature: float) -> Tensor:
+        """Divergence from the teacher's classes; squared error from its scores."""
+        student, taught = outputs["logits"], teacher["logits"]
+        problem = self.model.config.problem_type
+        if problem == REGRESSION:
+            return F.mse_loss(student.float(), taught.float(), reduction="sum")
+        if problem == MULTI:
+            return bernoulli_distance(student, taught, temperature)
+        return kl_distance(student, taught, temperature)
 
     def metrics(self, rows: Dataset) -> ClassificationMetrics:
         """Accuracy and F1, or correlations, by the kind of problem."""

@@ -23,6 +23,7 @@ from hflit.data.batching import Batch
 from hflit.data.texts import Texts
 from hflit.loading import Base, load_model
 from hflit.metrics.detection import DetectionMetrics
+from hflit.tasks.distillation import bernoulli_distance, kl_distance
 from hflit.tasks.module import IGNORE_INDEX, TaskModule
 from hflit.tasks.parts import blind_to_neighbours
 
@@ -38,12 +39,16 @@ class DetectionOutput(ModelOutput):
             padding, `(batch, seq)`.
         sums: The two losses in nats, summed over masked and over all tokens; the second one
             weighted, `(2,)`.
+        guesses: The generator's logits at the masked tokens, `(masked, vocab)`.
+        corrupted: What the discriminator read, `(batch, seq)`.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     replaced: Tensor | None = None
     sums: Tensor | None = None
+    guesses: Tensor | None = None
+    corrupted: Tensor | None = None
 
 
 class DetectionPair(nn.Module):
@@ -114,16 +119,20 @@ class DetectionPair(nn.Module):
             replaced = replaced.masked_scatter(is_masked, (sampled != originals).long())
             replaced = replaced.masked_fill(~is_token, IGNORE_INDEX)
 
-        logits = self.discriminator(corrupted, **inputs).logits.float()
-        if logits.dim() == 3:  # two logits a token: their difference is the one that counts
-            logits = logits[..., 1] - logits[..., 0]
+        logits = self.detect(corrupted, **inputs)
         is_scored = replaced != IGNORE_INDEX
         detection_loss = F.binary_cross_entropy_with_logits(
             logits[is_scored], replaced[is_scored].float(), reduction="sum"
         )
         sums = torch.stack([generator_loss, self.weight * detection_loss])
         items = torch.stack([is_masked.sum(), is_scored.sum()]).clamp(min=1)
-        return DetectionOutput((sums / items).sum(), logits, replaced, sums)
+        return DetectionOutput((sums / items).sum(), logits, replaced, sums, guesses, corrupted)
+
+    def detect(self, input_ids: Tensor, **inputs: Any) -> Tensor:
+        """Logits of the discriminator for replaced against original, `(batch, seq)`."""
+        logits = self.discriminator(input_ids, **inputs).logits.float()
+        # Two logits a token: their difference is the one that counts.
+        return logits[..., 1] - logits[..., 0] if logits.dim() == 3 else logits
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write `generator/` and `discriminator/`, each to load with `from_pretrained`."""
@@ -176,20 +185,40 @@ class TokenDetection(TaskModule):
             discriminator.base_model.load_state_dict(body, strict=False)
         return DetectionPair(generator, discriminator, base.tokenizer)
 
-    def prepare(self, batch: Batch) -> Batch:
+    def prepare(self, batch: Batch, model: Any) -> Batch:
         """Keep the texts of a packed row from seeing each other."""
         batch = {**batch, "is_token": batch["attention_mask"] > 0}
-        return blind_to_neighbours(batch, self.model.generator, causal=False)
+        return blind_to_neighbours(batch, model.generator, causal=False)
 
     def count_items(self, batch: Batch) -> Tensor:
         """Masked tokens and all tokens, `(2,)`."""
         return torch.stack([batch["labels"].ne(IGNORE_INDEX).sum(), batch["attention_mask"].sum()])
 
-    def forward(self, batch: Batch) -> Any:
+    def run_model(self, model: Any, batch: Batch) -> Any:
         """Outputs of both halves; the labels say which tokens to sample."""
-        prepared = self.prepare(batch)
+        prepared = self.prepare(batch, model)
         with self.forward_autocast():
-            return self.model(**{k: v for k, v in prepared.items() if k in self._inputs})
+            return model(**{k: v for k, v in prepared.items() if k in self._inputs})
+
+    def teach(self, batch: Batch, outputs: Any) -> Any:
+        """The teacher's guesses, and what it makes of the tokens that the student replaced."""
+        assert self.distillation is not None
+        teacher = self.distillation.teacher
+        wanted = ("attention_mask", "token_type_ids", "position_ids")
+        prepared = self.prepare(batch, teacher)
+        inputs = {name: prepared[name] for name in wanted if name in prepared}
+        masked = batch["labels"] != IGNORE_INDEX
+        with self.forward_autocast():
+            guesses = teacher.generator(prepared["input_ids"], **inputs).logits[masked]
+            return {"guesses": guesses, "logits": teacher.detect(outputs["corrupted"], **inputs)}
+
+    def distance(self, outputs: Any, teacher: Any, batch: Batch, temperature: float) -> Tensor:
+        """Divergences from the teacher's guesses and from its verdicts, `(2,)`."""
+        scored = outputs["replaced"] != IGNORE_INDEX
+        guessing = kl_distance(outputs["guesses"], teacher["guesses"], temperature)
+        verdicts, taught = outputs["logits"][scored], teacher["logits"][scored]
+        detecting = bernoulli_distance(verdicts, taught, temperature)
+        return torch.stack([guessing, self.model.weight * detecting])
 
     def summed_loss(self, outputs: dict[str, Any], batch: Batch) -> Tensor:
         """The two losses of the pair, `(2,)`."""

@@ -388,7 +388,9 @@ def test_an_empty_stream_is_said_to_be_empty(opened):
             opened(STREAMS[kind](SPLITS["train"]).filter(lambda row: False), max_steps=1)
 
 
-@pytest.mark.parametrize("data", ["train.csv", b"x", {"text": ["a"]}, None, 3, object(), pa.table({})])
+@pytest.mark.parametrize(
+    "data", ["train.csv", b"x", {"text": ["a"]}, None, 3, object(), pa.table({})]
+)
 def test_what_is_no_data_is_refused_by_kind(data, opened):
     with pytest.raises(TypeError, match=f"train is {type(data).__name__}. Pass a datasets.Dataset"):
         opened(data)

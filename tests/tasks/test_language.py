@@ -1,4 +1,4 @@
-"""language-generation and language-modeling against transformers, and packing against rows alone."""
+"""The language tasks against transformers, and packed rows against rows that run alone."""
 
 import random
 

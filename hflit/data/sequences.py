@@ -1,0 +1,135 @@
+"""Source and target -> token ids and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+from transformers import PreTrainedTokenizerBase
+
+from hflit.data.texts import IGNORE_INDEX
+from hflit.data.tokenization import Tokenization, check_texts, first_row, scan
+
+
+class Sequences(Tokenization):
+    """Tokenizes a source text and the target text that a model should make of it.
+
+    A target may be a list of references: the first is the one to learn, evaluation compares with
+    all of them. Tokenizers that treat targets differently (mBART, NLLB, Marian) are told which
+    texts are targets; their `src_lang` and `tgt_lang` are the caller's to set.
+
+    Args:
+        tokenizer: Tokenizer of the base.
+        columns: Source, target.
+        maxlength: Longest source in tokens, or None for no limit.
+        prefix: Put before each source, as it stands: T5 was trained on `"summarize: "`.
+        target_maxlength: Longest target in tokens, or None for no limit.
+    """
+
+    default_columns = ("source", "target")
+    options = ("prefix", "target_maxlength")
+    limits = {"maxlength": "input_ids", "target_maxlength": "labels"}
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        columns: str | tuple[str | None, ...] | None = None,
+        maxlength: int | None = None,
+        prefix: str | None = None,
+        target_maxlength: int | None = None,
+    ) -> None:
+        super().__init__(tokenizer, columns, maxlength)
+        self.prefix = prefix or ""
+        self.target_maxlength = target_maxlength
+        self.padding["labels"] = IGNORE_INDEX
+        special = tokenizer.num_special_tokens_to_add()
+        for name in self.limits:
+            limit = getattr(self, name)
+            if limit is not None and limit <= special:
+                # The tokenizer would cut nothing at all.
+                raise ValueError(
+                    f"{name}={limit} leaves no room for text: each has {special} special tokens."
+                )
+
+    @property
+    def features(self) -> datasets.Features:
+        """Token ids of the source, and those of the target as labels."""
+        labels = datasets.List(datasets.Value("int32"))
+        return datasets.Features({**self.token_columns, "labels": labels})
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The cache key: the tokenizer in both of its modes, the prefix, both lengths."""
+        languages = [getattr(self.tokenizer, name, None) for name in ("src_lang", "tgt_lang")]
+        return {
+            **super().settings,
+            "languages": languages,
+            "prefix": self.prefix,
+            "target_maxlength": self.target_maxlength,
+        }
+
+    def check(self, rows: datasets.Dataset, split: str, limit: int | None = None) -> None:
+        """Raise ValueError at a row without a source or a target."""
+        source, target = self.names
+        count = 0
+        for start, table in scan(rows, limit):
+            check_texts(table, start, [source], split)
+            if _is_list(table[target].type):
+                _check_references(table[target], start, target, split)
+            else:
+                check_texts(table, start, [target], split)
+            count += len(table)
+        if not count:
+            raise ValueError(f"The {split} data has no rows.")
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Encode sources and first targets, each cut to its own length."""
+        source, target = self.names
+        tokens = self.tokenizer(
+            [self.prefix + text for text in batch[source]],
+            max_length=self.maxlength,
+            truncation=self.maxlength is not None,
+            return_attention_mask=False,
+        )
+        labels = self.tokenizer(
+            text_target=[_all_of(texts)[0] for texts in batch[target]],
+            max_length=self.target_maxlength,
+            truncation=self.target_maxlength is not None,
+            return_attention_mask=False,
+        )
+        return {**{k: tokens[k] for k in self.token_columns}, "labels": labels["input_ids"]}
+
+
+def references(rows: Any) -> Iterator[list[str]]:
+    """All targets of each row, in the order of the rows.
+
+    Args:
+        rows: Data set or stream of the columns that `Sequences` names: source, target.
+    """
+    for row in rows:
+        _, target = row.values()
+        yield _all_of(target)
+
+
+def _all_of(target: str | list[str]) -> list[str]:
+    return [target] if isinstance(target, str) else list(target)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_list(kind) for is_list in lists)
+
+
+def _check_references(column: pa.ChunkedArray, start: int, name: str, split: str) -> None:
+    """Raise ValueError at the first row with no reference, or with one that is no text."""
+    empty = first_row(pc.fill_null(pc.equal(pc.list_value_length(column), 0), True))
+    if empty is not None:
+        raise ValueError(f"Row {start + empty} of the {split} data has no text in {name!r}.")
+    for row, texts in enumerate(column.to_pylist(), start):
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(
+                f"Row {row} of the {split} data has {texts!r} in {name!r}, not a list of texts."
+            )

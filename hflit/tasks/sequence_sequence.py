@@ -1,0 +1,136 @@
+"""sequence-sequence: write the target that belongs to a source, as in translation and summaries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from torch import Tensor
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
+from transformers.models.bart.modeling_bart import shift_tokens_right
+
+from hflit.data.batching import Batch
+from hflit.data.sequences import Sequences, references
+from hflit.metrics.generation import GenerationMetrics
+from hflit.tasks.distillation import Distillation, kl_distance
+from hflit.tasks.module import IGNORE_INDEX, TaskModule
+
+GENERATED_TOKENS = 128  # longest text where neither the caller nor the model sets a length
+
+
+class SequenceSequence(TaskModule):
+    """Trains an encoder-decoder: each token of the target from the source and those before it.
+
+    Batch, sources of `seq` tokens and targets of `target` tokens:
+        input_ids: `(batch, seq)`.
+        attention_mask: `(batch, seq)`, 1 for tokens and 0 for padding.
+        labels: `(batch, target)`, -100 in padding.
+
+    Args:
+        model: A transformers encoder-decoder.
+        args: The training arguments.
+        parity: Run exactly the operations of `transformers.Trainer`.
+        distillation: A teacher whose answers are learned beside the labels.
+        tokenizer: Turns what the model generates into text; only metrics need it.
+        target_maxlength: Tokens the decoder can take, or None for no limit.
+        generation_max_length: Longest generated text in tokens. By default what the model's
+            generation config says, else 128.
+        generation_num_beams: Beams of the search; by default what the model's generation config
+            says, else 1.
+    """
+
+    auto_model = AutoModelForSeq2SeqLM
+    tokenization = Sequences
+    options = ("tokenizer", "target_maxlength", "generation_max_length", "generation_num_beams")
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        parity: bool = False,
+        distillation: Distillation | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        target_maxlength: int | None = None,
+        generation_max_length: int | None = None,
+        generation_num_beams: int | None = None,
+    ) -> None:
+        super().__init__(model, args, parity, distillation)
+        # transformers.Trainer writes use_cache into the model's config. Decoders that share it
+        # follow (BART); those with a copy (T5) keep keys and values, which moves the last bit.
+        shared = model.get_decoder().config is model.base_model.config
+        self.passes_use_cache = shared or not parity
+        self.tokenizer = tokenizer
+        self.generation: dict[str, Any] = {}
+        known = model.generation_config
+        if generation_max_length is not None:
+            self.generation["max_length"] = generation_max_length
+        elif known is None or (known.max_length is None and known.max_new_tokens is None):
+            longest = target_maxlength or GENERATED_TOKENS
+            self.generation["max_length"] = min(longest, GENERATED_TOKENS)
+        if generation_num_beams is not None:
+            self.generation["num_beams"] = generation_num_beams
+
+    def prepare(self, batch: Batch, model: Any) -> Batch:
+        """Add what the decoder reads: the labels, one place later."""
+        if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+            shifted = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        else:  # M2M100, NLLB and Blenderbot do the same, but inside forward and given labels only
+            config = model.config
+            shifted = shift_tokens_right(
+                batch["labels"], config.pad_token_id, config.decoder_start_token_id
+            )
+        inputs: dict[str, Any] = {**batch, "decoder_input_ids": shifted}
+        if self.passes_use_cache:
+            inputs["use_cache"] = self.args.use_cache
+        return inputs
+
+    def count_items(self, batch: Batch) -> int:
+        """Tokens of the targets."""
+        return int(batch["labels"].ne(IGNORE_INDEX).sum())
+
+    def summed_loss(self, outputs: dict[str, Any], batch: Batch) -> Tensor:
+        """Cross-entropy in nats, summed over the tokens of the targets."""
+        return F.cross_entropy(
+            outputs["logits"].float().flatten(0, 1),  # (batch, target, vocab) -> (tokens, vocab)
+            batch["labels"].flatten(),
+            reduction="sum",
+            ignore_index=IGNORE_INDEX,
+            label_smoothing=self.args.label_smoothing_factor,
+        )
+
+    def distance(self, outputs: Any, teacher: Any, batch: Batch, temperature: float) -> Tensor:
+        """Divergence from the teacher's tokens of the targets."""
+        learned = batch["labels"] != IGNORE_INDEX
+        return kl_distance(outputs["logits"][learned], teacher["logits"][learned], temperature)
+
+    def metrics(self, rows: Dataset) -> GenerationMetrics:
+        """BLEU, chrF and ROUGE of what the model generates."""
+        return GenerationMetrics(self.generate, references(rows))
+
+    @torch.no_grad()
+    def generate(self, batch: Batch) -> list[str]:
+        """The text that the model makes of each source; the caller sets evaluation mode."""
+        if self.tokenizer is None:
+            raise ValueError("Generated tokens become text by a tokenizer. Pass tokenizer=.")
+        inputs = {k: v for k, v in batch.items() if k in self._inputs and k != "labels"}
+        with self.forward_autocast():
+            ids = self.model.generate(**inputs, **self.generation)
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        """Cut by the lengths of the sources; the targets of a part have a length of their own."""
+        rest = {k: v for k, v in batch.items() if k != "labels"}
+        parts = super()._parts({**rest, "row": torch.arange(len(batch["labels"]))})
+        for part in parts:
+            labels = batch["labels"][part.pop("row")]
+            used = labels.ne(IGNORE_INDEX).any(dim=0).nonzero()
+            longest = int(used[-1]) + 1 if len(used) and not self.parity else labels.shape[1]
+            part["labels"] = labels[:, :longest]
+        return parts
