@@ -2,8 +2,8 @@
 
     python -m benchmarks.classification [--data FOLDER] [--only NAME ...]
 
-MiniLM on five sets of labelled text, straight from their files with nothing but `columns=`. On SST-2
-the same run under `transformers.Trainer` stands beside it.
+MiniLM on five sets of labelled text, straight from their files with nothing but `columns=`. On
+SST-2 the same run under `transformers.Trainer` stands beside it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,19 @@ from hflit import HFTrainer
 
 RUNS: dict[str, dict[str, Any]] = {
     "sst2": {"columns": ("sentence", "label"), "num_train_epochs": 1},
-    "mrpc": {"columns": ("sentence1", "sentence2", "label"), "num_train_epochs": 2},
+    "mrpc": {
+        "columns": ("sentence1", "sentence2", "label"),
+        "num_train_epochs": 2,
+        "learning_rate": 1e-4,
+    },
     "stsb": {"columns": ("sentence1", "sentence2", "similarity_score"), "num_train_epochs": 2},
     "go_emotions": {"columns": ("text", "labels"), "num_train_epochs": 1, "learning_rate": 2e-4},
-    "newsgroups20": {"columns": ("text", "label"), "num_train_epochs": 3, "learning_rate": 2e-4},
+    "newsgroups20": {
+        "columns": ("text", "label"),
+        "num_train_epochs": 4,
+        "learning_rate": 3e-4,
+        "maxlength": 128,
+    },
 }
 SETTINGS = {"learning_rate": 5e-5, "per_device_train_batch_size": 32, "eval_strategy": "epoch"}
 SHOWN = ("accuracy", "f1_macro", "f1_micro", "matthews", "pearson", "spearman")

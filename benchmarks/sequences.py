@@ -56,7 +56,7 @@ SHOWN = ("loss", "bleu", "chrf", "rouge1", "rouge2", "rougeL")
 
 
 def tokenizer_of(rows: datasets.Dataset, columns: tuple[str, str]) -> PreTrainedTokenizerFast:
-    """4,000 pieces of words, learned from both columns."""
+    """2,000 pieces of words, learned from both columns."""
 
     def texts() -> Iterator[str]:
         for row in rows:
@@ -66,7 +66,7 @@ def tokenizer_of(rows: datasets.Dataset, columns: tuple[str, str]) -> PreTrained
     tokenizer = Tokenizer(BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer, tokenizer.decoder = Metaspace(), decoders.Metaspace()
     tokenizer.train_from_iterator(
-        texts(), BpeTrainer(vocab_size=4000, special_tokens=SPECIALS, show_progress=False)
+        texts(), BpeTrainer(vocab_size=2000, special_tokens=SPECIALS, show_progress=False)
     )
     tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(

@@ -94,7 +94,6 @@ MISTAKES = {  # what is asked -> the error and the part of it that the user need
     ),
     "not built: lora": ({"lora": True}, NotImplementedError, "lora="),
     "not built: quantize": ({"quantize": True}, NotImplementedError, "quantize="),
-    "not built: teacher": ({"teacher": "x"}, NotImplementedError, "teacher="),
     "not built: checkpoint": ({"checkpoint": True}, NotImplementedError, "checkpoint="),
 }
 
