@@ -30,14 +30,14 @@ RUNS: dict[str, dict[str, Any]] = {
     "sst2": {"columns": ("sentence", "label"), "num_train_epochs": 1},
     "mrpc": {
         "columns": ("sentence1", "sentence2", "label"),
-        "num_train_epochs": 2,
+        "num_train_epochs": 1,
         "learning_rate": 1e-4,
     },
     "stsb": {"columns": ("sentence1", "sentence2", "similarity_score"), "num_train_epochs": 2},
     "go_emotions": {"columns": ("text", "labels"), "num_train_epochs": 1, "learning_rate": 2e-4},
     "newsgroups20": {
         "columns": ("text", "label"),
-        "num_train_epochs": 4,
+        "num_train_epochs": 3,
         "learning_rate": 3e-4,
         "maxlength": 128,
     },

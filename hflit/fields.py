@@ -74,7 +74,7 @@ FIELDS: dict[str, Field] = {
     "label_smoothing_factor": Field("module", "Smooths labels as transformers does."),
     "neftune_noise_alpha": Field("module", "Noise on the embeddings.", "argument coverage"),
     "logging_nan_inf_filter": Field("module", "Keeps NaN and infinite losses out of the log."),
-    "use_cache": Field("module", "Written to the model's config before training."),
+    "use_cache": Field("mapped", "Set in the model's config while it trains; not saved."),
     # Logging
     "logging_strategy": Field("callback", "Decides when losses are logged."),
     "logging_steps": Field("callback", "Updates between entries, or below 1 a share of the run."),

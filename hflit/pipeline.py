@@ -169,6 +169,7 @@ class HFTrainer:
                 parity=parity,
             )
             data.setup()
+            length = _length(arguments, flags, data)
 
             changes = tokenization.config_changes(start.config)
             task_class.check_arguments(arguments, changes)
@@ -183,11 +184,12 @@ class HFTrainer:
             if school is not None:
                 own["distillation"] = Distillation(task_class.load(school, {}), *distillation)
             module = task_class(model, arguments, parity, **own)
-            bridge, trainer = _lightning(arguments, flags, module, data, metrics)
+            bridge, trainer = _lightning(arguments, flags, length, module, data, metrics)
 
             model.train()
             set_seed(arguments.seed)
-            trainer.fit(module, data)
+            with _cache_switched(model.config, arguments.use_cache):
+                trainer.fit(module, data)
 
             self.lightning, self.state, self.metrics = trainer, bridge.state, bridge.metrics
             model.eval()
@@ -232,6 +234,7 @@ def _check_request(given: dict[str, Any]) -> type[TaskModule]:
 def _lightning(
     args: Arguments,
     flags: dict[str, Any],
+    length: tuple[int, int],
     module: TaskModule,
     data: DataModule,
     metrics: Callable[..., dict[str, Any]] | str | None,
@@ -256,7 +259,7 @@ def _lightning(
     if flags["precision"] in ("bf16-mixed", "16-mixed"):
         plugin = ForwardPrecision(flags.pop("precision"), "cuda" if not args.use_cpu else "cpu")
         flags["plugins"] = [plugin, *_listed(flags.get("plugins"))]
-    epochs, steps = _length(args, flags, data)
+    epochs, steps = length
     return bridge, L.Trainer(
         **flags, callbacks=[bridge, *lightning], max_epochs=epochs, max_steps=steps
     )
@@ -271,6 +274,10 @@ def _length(args: Arguments, flags: dict[str, Any], data: DataModule) -> tuple[i
     limit = flags.get("limit_train_batches")
     if limit is not None:
         windows = min(windows, limit) if isinstance(limit, int) else int(windows * limit)
+    if windows == 0:
+        raise ValueError(
+            "No batch is left to train on: see dataloader_drop_last and limit_train_batches."
+        )
     if args.max_steps > 0:
         return math.ceil(args.max_steps / windows), args.max_steps
     return math.ceil(args.num_train_epochs), math.ceil(args.num_train_epochs * windows)
@@ -284,14 +291,30 @@ def _listed(value: Any) -> list[Any]:
 
 @contextmanager
 def _log_level(args: Arguments) -> Iterator[None]:
-    """Let `log_level` rule Lightning's messages too, for the time of the run."""
-    theirs = logging.getLogger("lightning.pytorch")
-    before = theirs.level
-    theirs.setLevel(args.get_process_log_level())
+    """Let `log_level` rule what transformers and Lightning say, for the time of the run."""
+    theirs = [logging.getLogger(name) for name in ("lightning.pytorch", "transformers")]
+    before = [each.level for each in theirs]
+    for each in theirs:
+        each.setLevel(args.get_process_log_level())
     try:
         with warnings.catch_warnings():
             # Lightning 2.6 asks torch for an old spelling at every fit; drop when it does not.
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
             yield
     finally:
-        theirs.setLevel(before)
+        for each, level in zip(theirs, before, strict=True):
+            each.setLevel(level)
+
+
+@contextmanager
+def _cache_switched(config: Any, use_cache: bool) -> Iterator[None]:
+    """Follow `use_cache` while training; what is saved keeps the model's own value."""
+    before = getattr(config, "use_cache", None)
+    config.use_cache = use_cache
+    try:
+        yield
+    finally:
+        if before is None:
+            del config.use_cache
+        else:
+            config.use_cache = before
