@@ -8,6 +8,7 @@ SST-2 the same run under `transformers.Trainer` stands beside it.
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ RUNS: dict[str, dict[str, Any]] = {
     },
 }
 SETTINGS = {"learning_rate": 5e-5, "per_device_train_batch_size": 32, "eval_strategy": "epoch"}
+RESULTS = Path("benchmarks/results/classification.md")
 SHOWN = ("accuracy", "f1_macro", "f1_micro", "matthews", "pearson", "spearman")
 
 
@@ -108,11 +110,16 @@ def main() -> None:
                  f"{setting['learning_rate']:.0e}", shown, f"{figures['eval_loss']:.4f}"]
             )  # fmt: skip
             print(rows[-1], f"{figures['seconds']:.0f} s", flush=True)
-    text = table(["data", "trainer", "rows", "epochs", "learning rate", "validation", "loss"], rows)
-    text = f"{text}\n\nMiniLM (22 M parameters), batch 32; {machine()}.\n"
+    # A run of some sets replaces their rows and leaves the others.
+    record = RESULTS.with_suffix(".json")
+    kept = json.loads(record.read_text()) if record.exists() else []
+    kept = [row for row in kept if row[0] not in options.only] + rows
+    kept.sort(key=lambda row: list(RUNS).index(row[0]))
+    record.write_text(json.dumps(kept, indent=1) + "\n")
+    heads = ["data", "trainer", "rows", "epochs", "learning rate", "validation", "loss"]
+    text = f"{table(heads, kept)}\n\nMiniLM (22 M parameters), batch 32; {machine()}.\n"
+    RESULTS.write_text(text)
     print(text)
-    if options.only == list(RUNS):
-        Path("benchmarks/results/classification.md").write_text(text)
 
 
 if __name__ == "__main__":
