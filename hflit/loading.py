@@ -1,4 +1,4 @@
-"""Base -> config, tokenizer, model. A leaf: imports no other room."""
+"""Base -> config, tokenizer, model. Of the other rooms it imports only `adapters`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+
+from hflit.adapters import sparing_heads
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +37,19 @@ class Base:
         tokenizer: The tokenizer, a copy that has a padding token.
         model: The model, if the caller brought one.
         path: Hub id or folder of the weights, if the caller did not.
+        quantization: How the weights are quantized when they are loaded, or None.
+        device: Where quantized weights are loaded to.
+        is_adapted: Whether an adapter learns in place of the weights, so that the caller's model
+            can stay as it is.
     """
 
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel | None
     path: str | None
+    quantization: BitsAndBytesConfig | None = None
+    device: torch.device | None = None
+    is_adapted: bool = False
 
 
 def load_base(base: Any) -> Base:
@@ -47,7 +57,8 @@ def load_base(base: Any) -> Base:
 
     Raises:
         TypeError: `base` is neither a name nor a pair.
-        ValueError: The tokenizer has no token to pad with.
+        FileNotFoundError: Nothing goes by that name.
+        ValueError: The tokenizer has no token to pad with, or a folder holds an adapter only.
     """
     if isinstance(base, (list, tuple)) and len(base) == 2 and isinstance(base[0], nn.Module):
         model, tokenizer = base
@@ -59,7 +70,18 @@ def load_base(base: Any) -> Base:
         path, model = str(base), None
         halves = Path(path) / "discriminator"  # what token-detection saves beside generator/
         source = str(halves) if halves.is_dir() else path
-        config = AutoConfig.from_pretrained(source)
+        if (Path(source) / "adapter_config.json").exists():
+            raise ValueError(
+                f"{path} holds an adapter. Pass (model, tokenizer) with the adapter merged into "
+                "its base, or train it with merge_adapter=True."
+            )
+        try:
+            config = AutoConfig.from_pretrained(source)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"{path!r} is no folder with a model, seen from {Path.cwd()}, and no model of the "
+                "Hub that can be reached."
+            ) from error
         tokenizer = AutoTokenizer.from_pretrained(source)
     else:
         raise TypeError(
@@ -113,13 +135,18 @@ def count_positions(base: Base) -> int | None:
     if model is None:
         with torch.device("meta"):  # the shape of the model, no weights
             model = AutoModel.from_config(base.config)
+    # The table is longer than the rows it serves where counting starts late.
+    return int(positions) - first_position(model)
+
+
+def first_position(model: nn.Module) -> int:
+    """Position id of a text's first token: 0, but `padding_idx + 1` for RoBERTa and its kin."""
     for name, module in model.named_modules():
-        # RoBERTa and its kin count positions from padding_idx + 1, so the table is longer than
-        # the rows it serves.
-        is_table = isinstance(module, nn.Embedding) and "position" in name.rsplit(".", 1)[-1]
+        # An adapter on the table has it one level further down.
+        is_table = isinstance(module, nn.Embedding) and "position" in ".".join(name.split(".")[-2:])
         if is_table and module.padding_idx is not None:
-            return module.num_embeddings - module.padding_idx - 1
-    return int(positions)
+            return int(module.padding_idx) + 1
+    return 0
 
 
 def classifier_names(base: Base) -> dict[int, str] | None:
@@ -139,14 +166,15 @@ def load_model(base: Base, auto_model: Any, changes: dict[str, Any]) -> PreTrain
         changes: Values for the model's config.
 
     Returns:
-        A model of its own config. The caller's model shares its weights but keeps its config.
+        A model of its own config. The caller's model shares its weights but keeps its config; its
+        layers too, and whether they learn, if the run adds an adapter.
 
     Raises:
         ValueError: The caller's model has another head than the task or its labels need.
     """
     if base.model is not None:
-        model = copy.copy(base.model)
-        model.config = base.config
+        model: Any = copy_with_weights(base.model) if base.is_adapted else copy.copy(base.model)
+        model.config, model.new_weights = base.config, []
         if getattr(model, "generation_config", None) is not None:
             model.generation_config = copy.deepcopy(model.generation_config)
         _check_head(model, auto_model, changes)
@@ -155,26 +183,65 @@ def load_model(base: Base, auto_model: Any, changes: dict[str, Any]) -> PreTrain
         resized = bool(classes) and classes != base.config.num_labels
         config = copy.deepcopy(base.config)
         config.update(changes)
-        model = _load_weights(base.path, auto_model, config, ignore_mismatched_sizes=resized)
+        model = load_weights(base, base.path, auto_model, config, ignore_mismatched_sizes=resized)
     model.config.update(changes)
     return model
 
 
-def _load_weights(path: str | None, auto_model: Any, config: Any, **options: Any) -> Any:
+def copy_with_weights(model: Any) -> Any:
+    """Copy the layers of a model to wrap and to freeze; the memory of its weights stays shared."""
+    kept: dict[int, Any] = {id(each): each for each in (*model.parameters(), *model.buffers())}
+    for each in model.parameters():
+        if type(each) is nn.Parameter:  # quantized ones learn nothing anyway
+            kept[id(each)] = nn.Parameter(each.data)
+    return copy.deepcopy(model, kept)
+
+
+def load_weights(base: Base, path: str | None, auto_model: Any, config: Any, **options: Any) -> Any:
+    """Load a model as the base says: quantized or not.
+
+    Args:
+        base: Says how.
+        path: Hub id or folder of the weights.
+        auto_model: transformers' class of the model.
+        config: The model's config.
+        options: For `from_pretrained`.
+
+    Returns:
+        The model. The names of weights that the checkpoint lacked are in its `new_weights`.
+    """
+    if base.quantization is not None:
+        # Without weights first: heads and new weights cannot be quantized, and which are new is
+        # known when a checkpoint has been read.
+        skeleton = _read_weights(path, auto_model, config, device_map={"": "meta"}, **options)
+        options["quantization_config"] = sparing_heads(base.quantization, skeleton)
+        options["device_map"] = {"": str(base.device)}
+    elif "llm_int8_skip_modules" in (getattr(config, "quantization_config", None) or {}):
+        # Quantized on disk, where the head of this task may be missing.
+        with torch.device("meta"):
+            skeleton = auto_model.from_config(config)
+        stored = BitsAndBytesConfig.from_dict(config.quantization_config)
+        config = copy.deepcopy(config)
+        config.quantization_config = sparing_heads(stored, skeleton).to_dict()
+    model = _read_weights(path, auto_model, config, **options)
+    body = [name for name in model.new_weights if name.startswith(f"{model.base_model_prefix}.")]
+    if body:
+        logger.warning("%s lacks weights of the model's body, which start random: %s.", path, body)
+    elif model.new_weights:
+        logger.info("New weights, still to be learned: %s.", ", ".join(model.new_weights))
+    return model
+
+
+def _read_weights(path: str | None, auto_model: Any, config: Any, **options: Any) -> Any:
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # its table of new weights; said below instead
     try:
         model, report = auto_model.from_pretrained(
-            path, config=config, output_loading_info=True, **options
+            path, config=copy.deepcopy(config), output_loading_info=True, **options
         )
     finally:
         transformers.logging.set_verbosity(verbosity)
-    new = sorted(report["missing_keys"])
-    body = [name for name in new if name.startswith(f"{model.base_model_prefix}.")]
-    if body:
-        logger.warning("%s lacks weights of the model's body, which start random: %s.", path, body)
-    elif new:
-        logger.info("New weights, still to be learned: %s.", ", ".join(new))
+    model.new_weights = sorted(report["missing_keys"])
     return model
 
 

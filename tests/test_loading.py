@@ -17,12 +17,15 @@ from transformers import (
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForSequenceClassification,
+    RwkvConfig,
+    RwkvForCausalLM,
     T5Config,
     T5ForSequenceClassification,
 )
 
 from hflit import HFTrainer
 from hflit.loading import classifier_names, load_base, load_model, resolve_maxlength
+from tests.conftest import word_tokenizer
 
 UNLIMITED = int(1e30)  # what a tokenizer without a limit carries
 
@@ -302,3 +305,17 @@ def test_a_tokenizer_by_name_is_refused(tiny_bert, ragged_rows):
     model, _ = tiny_bert()
     with pytest.raises(TypeError, match="The tokenizer in base is str. Load it first"):
         HFTrainer()((model, "bert-base-uncased"), ragged_rows(4))
+
+
+def test_26_a_config_without_a_padding_token_trains():
+    """`config.pad_token_id` is no attribute of every config any more."""
+    config = RwkvConfig(
+        vocab_size=105, hidden_size=32, attention_hidden_size=32, num_hidden_layers=2,
+        context_length=64,
+    )  # fmt: skip
+    assert not hasattr(config, "pad_token_id")
+    rows = [{"text": "w1 w2 w3"}, {"text": "w4 w5"}]
+    trainer = HFTrainer()
+    base = RwkvForCausalLM(config), word_tokenizer()
+    trainer(base, rows, task="language-generation", max_steps=1, maxlength=8, cache=False)
+    assert trainer.state.global_step == 1
