@@ -1,16 +1,19 @@
-"""What a run leaves in `output_dir`. A leaf: imports no other room."""
+"""What a run leaves in `output_dir`. Of the other rooms it imports only `adapters`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, TrainingArguments
+
+from hflit.adapters import save_config
 
 
 def save_artifacts(
     folder: str | Path,
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     state: TrainerState,
     args: TrainingArguments,
@@ -19,14 +22,15 @@ def save_artifacts(
 
     Args:
         folder: `output_dir`; made if it is not there.
-        model: Saved by `save_pretrained`.
+        model: Saved by `save_pretrained`; of a `PeftModel` only the adapter, and the config.
         tokenizer: Saved beside it.
         state: Written as `trainer_state.json`, in transformers' form.
         args: Written as `training_args.json`, without tokens and other secrets.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
+    save_config(model, folder)
     tokenizer.save_pretrained(folder)
     state.save_to_json(str(folder / "trainer_state.json"))
     arguments = {k: v for k, v in args.to_dict().items() if not k.endswith("_token")}

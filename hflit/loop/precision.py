@@ -1,11 +1,15 @@
-"""Mixed precision as `transformers.Trainer` does it: autocast around the forward only."""
+"""Precision: autocast around the forward only, and half weights for evaluation."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import torch
 from lightning.pytorch.plugins import MixedPrecision
+from torch import nn
+from transformers import TrainingArguments
 
 
 class ForwardPrecision(MixedPrecision):
@@ -22,3 +26,23 @@ class ForwardPrecision(MixedPrecision):
     def forward_context(self) -> AbstractContextManager[Any]:  # type: ignore[override]  # the base yields
         """Lightning's context for whole steps: does nothing here."""
         return nullcontext()
+
+
+@contextmanager
+def full_eval(model: nn.Module, args: TrainingArguments) -> Iterator[None]:
+    """Hold the weights in half precision if `bf16_full_eval` or `fp16_full_eval` says so.
+
+    transformers never turns them back; here the weights are afterwards what they were, to the bit.
+    """
+    dtype = torch.bfloat16 if args.bf16_full_eval else torch.float16
+    tensors = [each for each in (*model.parameters(), *model.buffers()) if each.is_floating_point()]
+    if not (args.bf16_full_eval or args.fp16_full_eval):
+        tensors = []
+    kept = [tensor.data for tensor in tensors]
+    try:
+        for tensor in tensors:
+            tensor.data = tensor.data.to(dtype)
+        yield
+    finally:
+        for tensor, data in zip(tensors, kept, strict=True):
+            tensor.data = data

@@ -1,0 +1,142 @@
+"""`checkpoint-N` in transformers' layout: what goes into one, and which ones stay."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from pathlib import Path
+from typing import Any, cast
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase, TrainerState, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
+
+from hflit.artifacts import save_artifacts
+from hflit.loop.folders import numbered, random_file, remove, write_whole
+from hflit.loop.resume import Checkpoint, load_weights
+from hflit.ranks import everyones, from_first
+from hflit.sharding import Shards, whole_state
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """Writes the checkpoints of one run, and knows the one it goes on from.
+
+    Args:
+        args: Where to write, and how much to keep.
+        model: Saved by `save_pretrained`.
+        tokenizer: Saved beside it.
+        run: What makes this run: name -> value that JSON can hold.
+        resumed: The checkpoint to go on from.
+    """
+
+    def __init__(
+        self,
+        args: TrainingArguments,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        run: dict[str, Any],
+        resumed: Checkpoint | None = None,
+    ) -> None:
+        self.args, self.model, self.tokenizer = args, model, tokenizer
+        self.run = run
+        self.resumed = resumed
+
+    def save(self, trainer: L.Trainer, state: TrainerState, shards: Shards | None = None) -> bool:
+        """Write `checkpoint-N`, then delete what `save_total_limit` leaves no room for.
+
+        Args:
+            trainer: The run.
+            shards: Those of the model, if it is sharded.
+            state: Written too; its `best_model_checkpoint` is brought up to date.
+
+        Returns:
+            Whether it was written. If not, a warning says why, and what was there is still whole.
+        """
+        output_dir = cast(str, self.args.output_dir)
+        folder = Path(output_dir, f"checkpoint-{state.global_step}")
+        best_before = state.best_model_checkpoint
+        if self.args.save_strategy != SaveStrategy.NO and state.best_global_step:
+            best = os.path.join(output_dir, f"checkpoint-{state.best_global_step}")
+            if state.best_global_step == state.global_step or os.path.isdir(best):
+                state.best_model_checkpoint = best
+
+        world = self.args.world_size
+        random_states = everyones(_random_states(), world)
+        optimizer = whole_state(trainer.optimizers[0])
+        if shards is not None:
+            shards.fill(keep=self.args.should_save)
+
+        def write(part: Path) -> None:
+            save_artifacts(part, self.model, self.tokenizer, state, self.args)
+            if not self.args.save_only_model:
+                torch.save(optimizer, part / "optimizer.pt")
+                schedule = trainer.lr_scheduler_configs[0].scheduler
+                torch.save(schedule.state_dict(), part / "scheduler.pt")
+                for rank, states in enumerate(random_states):
+                    torch.save(states, part / random_file(rank, world))
+
+        problem = None
+        if self.args.should_save:
+            try:
+                write_whole(folder, write)
+                self._rotate(folder, state.best_model_checkpoint)
+            except (OSError, RuntimeError, SafetensorError) as error:  # each library's disk full
+                problem = error
+                told = "%s could not be written, and the run goes on: %s"
+                logger.warning(told, folder, error)
+        if shards is not None:
+            shards.empty()
+        if from_first(problem is not None, world):
+            state.best_model_checkpoint = best_before
+            return False
+        return True
+
+    def load_best(self, state: TrainerState) -> bool:
+        """Give the model the best weights, if `load_best_model_at_end`; True if it got them."""
+        if not self.args.load_best_model_at_end or state.best_model_checkpoint is None:
+            return False
+        best = Path(state.best_model_checkpoint)
+        if not best.is_dir():
+            logger.warning("The best checkpoint, %s, is gone: the last weights stay.", best)
+            return False
+        load_weights(self.model, best)
+        from_first(None, self.args.world_size)  # before anyone deletes it
+        return True
+
+    def keep_only_best(self, state: TrainerState) -> None:
+        """At the end, `save_total_limit=1` keeps the best checkpoint and not the newest."""
+        best = state.best_model_checkpoint
+        if self.args.should_save and self.args.save_total_limit == 1 and best is not None:
+            for folder in numbered(cast(str, self.args.output_dir)):
+                if folder != Path(best):
+                    remove(folder)
+
+    def _rotate(self, newest: Path, best: str | None) -> None:
+        limit = self.args.save_total_limit
+        if limit is None or limit <= 0:
+            return
+        kept = {newest} | ({Path(best)} if best else set())
+        folders = numbered(newest.parent)
+        written = [folder.stat().st_mtime for folder in folders]
+        if max(written) - min(written) >= 1:  # else some file systems tell no times
+            folders = [folder for _, folder in sorted(zip(written, folders, strict=True))]
+        excess = len(folders) - max(limit, len(kept))
+        for folder in [folder for folder in folders if folder not in kept][: max(excess, 0)]:
+            remove(folder)
+
+
+def _random_states() -> dict[str, Any]:
+    states = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "cpu": torch.random.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.random.get_rng_state()
+    return states

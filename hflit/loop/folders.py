@@ -1,0 +1,200 @@
+"""Folders that are there whole or not at all: written, judged, removed. Imports no other room."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+from transformers import TrainerState
+
+NAME = re.compile(r"checkpoint-(\d+)")
+ASIDE = re.compile(r"\.(checkpoint-\d+)\.(\d+)\.(?:part|old)")  # being written; on its way out
+MARK = "complete.json"  # size and sha256 of every file
+STATE = "trainer_state.json"
+TENSORS = ("optimizer.pt", "scheduler.pt")
+RANDOM = "rng_state*.pth"
+
+
+def read_state(folder: Path) -> TrainerState:
+    """The state in a checkpoint, of this transformers or of another."""
+    names = {field.name for field in dataclasses.fields(TrainerState)}
+    values = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    return TrainerState(**{name: value for name, value in values.items() if name in names})
+
+
+def random_file(rank: int, world: int) -> str:
+    """Where the random numbers of a process are kept."""
+    return f"rng_state_{rank}.pth" if world > 1 else "rng_state.pth"
+
+
+def numbered(output_dir: str | Path) -> list[Path]:
+    """The `checkpoint-N` folders, by their number."""
+    root = Path(output_dir)
+    found = [each for each in root.iterdir() if NAME.fullmatch(each.name)] if root.is_dir() else []
+    return sorted((f for f in found if f.is_dir()), key=lambda f: int(f.name.split("-")[1]))
+
+
+# Judging.
+
+
+def flaw(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, naming the file; None if all of it is there, unchanged.
+
+    A folder that transformers wrote has no `complete.json`, and is judged by its form.
+    """
+    if not folder.is_dir():
+        return f"there is no folder {folder}"
+    if not (folder / MARK).exists():
+        return _flaw_of_form(folder)
+    try:
+        files = json.loads((folder / MARK).read_text(encoding="utf-8"))["files"]
+    except (ValueError, KeyError, TypeError):
+        return f"{MARK} cannot be read"
+    for name, told in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != told["size"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {told['size']}"
+        if _digest(path) != told["sha256"]:
+            return f"{name} was changed after it was written"
+    return None
+
+
+def _flaw_of_form(folder: Path) -> str | None:
+    if not (folder / STATE).is_file():
+        return f"{STATE} is missing"
+    try:
+        read_state(folder).global_step += 0
+    except (ValueError, TypeError, AttributeError):
+        return f"{STATE} cannot be read"
+    weights = weight_files(folder)
+    if not weights:
+        return "model.safetensors is missing (pickled weights are never read)"
+    for path in weights:
+        if not path.is_file():
+            return f"{path.name} is missing"
+        if not _is_whole_safetensors(path):
+            return f"{path.name} is cut short"
+    for name in (*TENSORS, *(path.name for path in folder.glob(RANDOM))):
+        if (folder / name).is_file() and not zipfile.is_zipfile(folder / name):
+            return f"{name} is cut short"
+    return None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model's or an adapter's weights."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return [folder / name for name in sorted(set(names))]
+    single = (folder / "model.safetensors", folder / "adapter_model.safetensors")
+    return [path for path in single if path.is_file()]
+
+
+def _is_whole_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        header = file.read(length) if length < path.stat().st_size else b""
+    try:
+        entries = json.loads(header)
+    except ValueError:
+        return False
+    ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+    return path.stat().st_size == 8 + length + max(ends, default=0)
+
+
+# Writing.
+
+
+def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder so that it is there whole or not at all, whenever the process dies.
+
+    Args:
+        folder: Replaced if it is there.
+        write: Fills the folder that it is given.
+    """
+    part, old = _aside(folder, "part"), _aside(folder, "old")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        write(part)
+        inside = sorted(part.rglob("*"))
+        files = {
+            path.relative_to(part).as_posix(): {
+                "size": path.stat().st_size,
+                "sha256": _digest(path),
+            }
+            for path in inside
+            if path.is_file()
+        }
+        (part / MARK).write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
+        for path in (*inside, part / MARK, part):
+            _sync(path)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        try:
+            part.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def clean(output_dir: Path) -> None:
+    """Remove what dead processes left half written or half deleted; put back what was whole."""
+    if not output_dir.is_dir():
+        return
+    for path in sorted(output_dir.iterdir()):
+        match = ASIDE.fullmatch(path.name)
+        if match is None or (int(match[2]) != os.getpid() and psutil.pid_exists(int(match[2]))):
+            continue
+        folder = output_dir / match[1]
+        if path.suffix == ".old" and not folder.exists() and flaw(path) is None:
+            path.rename(folder)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def remove(folder: Path) -> None:
+    """Delete a checkpoint; half deleted, it no longer looks like one."""
+    old = _aside(folder, "old")
+    folder.rename(old)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _aside(folder: Path, end: str) -> Path:
+    return folder.with_name(f".{folder.name}.{os.getpid()}.{end}")
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

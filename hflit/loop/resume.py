@@ -1,0 +1,284 @@
+"""How a run goes on from a checkpoint, as if it had never stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import random
+from pathlib import Path
+from typing import Any, cast
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_pt_utils import safe_globals
+
+from hflit.loop.folders import (
+    MARK,
+    RANDOM,
+    TENSORS,
+    clean,
+    flaw,
+    numbered,
+    random_file,
+    read_state,
+    weight_files,
+)
+from hflit.sharding import load_state
+
+logger = logging.getLogger(__name__)
+
+OWN = "hflit"  # our entry among `stateful_callbacks`, where transformers keeps what it knows not
+
+# Arguments that the rest of a run cannot change and still be the same run.
+FIXED_ARGUMENTS = (
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed"),
+    *("train_sampling_strategy", "dataloader_drop_last", "optim", "learning_rate"),
+    *("weight_decay", "lr_scheduler_type"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint, to go on from.
+
+    Attributes:
+        folder: Where it lies.
+        state: The state of the run when it was written.
+        own: What we add to transformers' state, see `Bridge`; None if transformers wrote the
+            folder.
+    """
+
+    folder: Path
+    state: TrainerState
+    own: dict[str, Any] | None
+
+    def check(self, run: dict[str, Any]) -> None:
+        """Raise ValueError if the run that goes on is not the run that was stopped."""
+        before = self.own["run"] if self.own else {}
+        changed = [
+            f"{name}={before[name]!r} there, {name}={value!r} here"
+            for name, value in run.items()
+            if name in before and before[name] != value
+        ]
+        if changed:
+            raise ValueError(
+                f"{self.folder} belongs to another run: {'; '.join(changed)}. Give what it was "
+                "trained with, or leave out checkpoint= to train anew."
+            )
+
+    def place(self, windows: int, anew: bool = False) -> tuple[int, int]:
+        """The epoch to go on in, and the windows of it that are done.
+
+        Args:
+            windows: In an epoch; 0 for a stream, whose length is not known.
+            anew: Take the epoch from its start.
+        """
+        step = self.state.global_step
+        epoch, done = divmod(step, windows) if windows else (0, step)
+        if self.own:
+            epoch, done = self.own["epoch"], self.own["windows"]
+        return epoch, 0 if anew else done
+
+    def load_training(self, trainer: L.Trainer, place: tuple[int, int]) -> None:
+        """Give the optimizer, the schedule and Lightning's loops their states.
+
+        Args:
+            trainer: Set up for fitting, with its optimizer.
+            place: The epoch to go on in, and the windows of it to skip.
+        """
+        optimizer, schedule = self._tensors("optimizer.pt"), self._tensors("scheduler.pt")
+        try:
+            load_state(trainer.optimizers[0], optimizer)
+            trainer.lr_scheduler_configs[0].scheduler.load_state_dict(schedule)
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"{self.folder}/optimizer.pt belongs to another model or optimizer: {error}."
+            ) from error
+        trainer.fit_loop.load_state_dict(_loops_at(self.state.global_step, *place))
+        assert trainer.global_step == self.state.global_step
+
+    def restore_random(self, rank: int, world: int) -> None:
+        """Put all random numbers back to where they were when the checkpoint was written."""
+        name = random_file(rank, world)
+        if not (self.folder / name).is_file():  # a folder of transformers, of more or fewer ranks
+            logger.warning("%s is missing: random numbers start anew.", self.folder / name)
+            return
+        with safe_globals():
+            states = self._tensors(name)
+        random.setstate(states["python"])
+        np.random.set_state(states["numpy"])
+        torch.random.set_rng_state(states["cpu"])
+        if torch.cuda.is_available() and "cuda" in states:
+            torch.cuda.random.set_rng_state(states["cuda"])
+
+    def continued(self, fresh: TrainerState, parity: bool) -> TrainerState:
+        """The state to go on with: the one saved, but for what this call decides.
+
+        Args:
+            fresh: The state of a run that starts anew with the arguments of this call.
+            parity: Keep the intervals of the run that was stopped, as transformers does.
+        """
+        decided = ["max_steps", "num_train_epochs", "is_local_process_zero"]
+        decided += ["is_world_process_zero"]
+        if not parity:
+            decided += ["logging_steps", "eval_steps", "save_steps", "train_batch_size"]
+        state = dataclasses.replace(self.state, **{n: getattr(fresh, n) for n in decided})
+        best = state.best_model_checkpoint
+        if best is not None and not os.path.isdir(best):
+            logger.warning("The best checkpoint, %s, is not there any more.", best)
+            state.best_model_checkpoint = None
+        return state
+
+    def restored(self, exportable: Any) -> Any:
+        """A callback, or the control, with the state it had; itself if none was saved."""
+        saved: Any = self.state.stateful_callbacks
+        states = saved.get(type(exportable).__name__)
+        if not isinstance(exportable, ExportableState) or not states:
+            return exportable
+        # Several callbacks of one kind have a list, in their order.
+        state = states.pop(0) if isinstance(states, list) else states
+        return type(exportable).from_state(state)
+
+    def _tensors(self, name: str) -> Any:
+        try:
+            return torch.load(self.folder / name, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds, for files that are no tensors
+            raise ValueError(f"{self.folder / name} cannot be read: {error}") from error
+
+
+def find(checkpoint: Any, args: TrainingArguments) -> Checkpoint | None:
+    """The checkpoint a call asks to go on from, whole and read.
+
+    Args:
+        checkpoint: As in the call: a folder, True for the newest whole one in `output_dir`, or
+            None. `resume_from_checkpoint` is another name for it.
+        args: The arguments of the run.
+
+    Raises:
+        ValueError: There is none, or a file of it is missing, cut short or changed.
+    """
+    also = args.resume_from_checkpoint
+    if also is not None and checkpoint is not None and str(also) != str(checkpoint):
+        raise ValueError(
+            f"checkpoint={checkpoint!r} and resume_from_checkpoint={also!r} contradict each other. "
+            "Give one of them."
+        )
+    wanted = also if checkpoint is None else checkpoint
+    if args.should_save:
+        clean(Path(cast(str, args.output_dir)))
+    if wanted is None or wanted is False:
+        return None
+    if wanted is True:
+        return _read(_newest(args.output_dir))
+    folder = Path(wanted)
+    problem = flaw(folder) or _lack(folder)
+    if problem:
+        raise ValueError(
+            f"checkpoint={str(wanted)!r} cannot be resumed: {problem}. Name another folder, "
+            "or give checkpoint=True for the newest whole one in output_dir."
+        )
+    return _read(folder)
+
+
+def _newest(output_dir: str | None) -> Path:
+    if not output_dir:
+        raise ValueError("checkpoint=True looks in output_dir. Give it, or name the folder.")
+    problems: list[str] = []
+    for folder in reversed(numbered(output_dir)):
+        if (folder / MARK).exists():
+            problem = flaw(folder) or _lack(folder)
+        else:
+            problem = f"it has no {MARK}; if it is whole, name it: checkpoint={str(folder)!r}"
+        if not problem:
+            for each in problems:
+                logger.warning("%s is passed over.", each)
+            return folder
+        problems.append(f"{folder}: {problem}")
+    found = "; ".join(problems) if problems else "there is no checkpoint-N"
+    raise ValueError(
+        f"checkpoint=True found nothing whole in output_dir={str(output_dir)!r}: {found}. "
+        "Leave out checkpoint= to train anew."
+    )
+
+
+def _read(folder: Path) -> Checkpoint:
+    state = read_state(folder)
+    own = state.stateful_callbacks.get(OWN)  # type: ignore[union-attr]  # a dict, once read
+    # transformers carries our entry along in what it writes itself: then it is out of date.
+    is_current = own is not None and own["global_step"] == state.global_step
+    return Checkpoint(folder, state, own if is_current else None)
+
+
+def _lack(folder: Path) -> str | None:
+    missing = [name for name in TENSORS if not (folder / name).is_file()]
+    missing += [] if any(folder.glob(RANDOM)) else ["rng_state.pth"]
+    if not missing:
+        return None
+    return f"{missing[0]} is missing (save_only_model=True leaves it out, to use but not to resume)"
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Put the weights of a checkpoint into a model of the same kind.
+
+    Args:
+        model: A transformers model, a model with a peft adapter, or one of several parts, each
+            saved under its name.
+        folder: The checkpoint.
+    """
+    parts = [(name, part) for name, part in model.named_children() if weight_files(folder / name)]
+    if parts:
+        for name, part in parts:
+            load_weights(part, folder / name)
+        return
+    weights = {name: w for path in weight_files(folder) for name, w in load_file(path).items()}
+    if isinstance(model, PeftModel):
+        own = get_peft_model_state_dict(model)
+        _raise_misfit(folder, _misfit(own, weights))
+        set_peft_model_state_dict(model, weights, model.active_adapter)
+        return
+    if _misfit(model.state_dict(), weights) and hasattr(model, "from_pretrained"):
+        # Some models are saved under other names than they have in memory.
+        weights = type(model).from_pretrained(folder).state_dict()
+    _raise_misfit(folder, _misfit(model.state_dict(), weights))
+    model.load_state_dict(weights, strict=False)
+
+
+def _raise_misfit(folder: Path, name: str | None) -> None:
+    if name is not None:
+        raise ValueError(f"{folder} holds another model: see its weight {name}.")
+
+
+def _misfit(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> str | None:
+    # Tied weights are saved once.
+    given = {own[name].data_ptr() for name in weights if name in own}
+    wrong = [name for name in weights if name not in own or own[name].shape != weights[name].shape]
+    wrong += [name for name, weight in own.items() if weight.data_ptr() not in given]
+    return wrong[0] if wrong else None
+
+
+def _loops_at(step: int, epoch: int, windows: int) -> dict[str, Any]:
+    """The states of Lightning's loops after `step` updates, `windows` of them in this epoch."""
+
+    def batches(count: int) -> dict[str, int]:
+        return dict.fromkeys(("ready", "started", "processed", "completed"), count)
+
+    def updates(count: int) -> dict[str, int]:
+        return dict.fromkeys(("ready", "completed"), count)
+
+    begun = epoch + (windows > 0)
+    epochs = {"ready": begun, "started": begun, "processed": epoch, "completed": epoch}
+    optimization = {"total": updates(step), "current": updates(windows)}
+    progress = {"total": batches(step), "current": batches(windows), "is_last_batch": False}
+    return {
+        "state_dict": {},
+        "epoch_progress": {"total": epochs, "current": dict(epochs)},
+        "epoch_loop.state_dict": {"_batches_that_stepped": step},
+        "epoch_loop.batch_progress": progress,
+        "epoch_loop.manual_optimization.optim_step_progress": optimization,
+    }

@@ -1,0 +1,74 @@
+"""Ctrl-C and SIGTERM: noted when they come, followed at the end of an update."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+BOTH = (signal.SIGINT, signal.SIGTERM)
+logger = logging.getLogger(__name__)
+
+
+class Stop(BaseException):
+    """Raised where a run is safe to leave, once a signal has asked for it."""
+
+
+class Stops:
+    """Notes SIGINT and SIGTERM while a run is on.
+
+    The first signal is noted; a second Ctrl-C stops the run where it is.
+    """
+
+    received: signal.Signals | None = None
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note signals inside, then leave as they asked and put the old handlers back.
+
+        Raises:
+            KeyboardInterrupt: After Ctrl-C.
+            SystemExit: With code 143 after SIGTERM.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread may handle signals
+            return
+        self.process = os.getpid()
+        before = {each: signal.getsignal(each) for each in BOTH}
+        self.listen()
+        try:
+            yield
+        except (Stop, KeyboardInterrupt, SystemExit):
+            if self.received is None:
+                raise
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+        if self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.received == signal.SIGTERM:
+            raise SystemExit(143)
+
+    def listen(self) -> None:
+        """Take both signals, and take them back from Lightning 2.6.
+
+        It answers SIGTERM with a broadcast in the middle of whatever the processes of a run are
+        telling each other.
+        """
+        if threading.current_thread() is threading.main_thread():
+            for each in BOTH:
+                signal.signal(each, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:  # a process that loads data, and inherits this
+            if number == signal.SIGTERM:
+                os._exit(143)
+            return
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+        logger.warning("%s: stopping at the end of this update.", self.received.name)

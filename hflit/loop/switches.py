@@ -1,0 +1,114 @@
+"""What the arguments switch on in the process and in the model, and off again after the run."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.debug_utils import DebugUnderflowOverflow
+from transformers.integrations import (
+    activate_neftune,
+    apply_liger_kernel,
+    deactivate_neftune,
+)
+from transformers.training_args import DebugOption
+
+
+@contextmanager
+def process_switched(args: TrainingArguments) -> Iterator[None]:
+    """Let `log_level` rule what transformers and Lightning say; restore torch's determinism."""
+    level = args.get_process_log_level()
+    # bitsandbytes 0.50 warns at every 8-bit layer of every forward that it rounds its inputs.
+    levels = dict.fromkeys(("lightning.pytorch", "lightning.fabric", "transformers"), level)
+    levels["bitsandbytes"] = logging.ERROR
+    theirs = [logging.getLogger(name) for name in levels]
+    before = [each.level for each in theirs]
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    for each, wanted in zip(theirs, levels.values(), strict=True):
+        each.setLevel(wanted)
+    try:
+        with warnings.catch_warnings():
+            # Lightning 2.6 asks torch for an old spelling at every fit; drop when it does not.
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+            # peft 0.21 asks transformers 5.23 for an old name; drop when it does not.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            # torch 2.13 warns of what a model may do with its outputs. Here it would do no harm:
+            # weights are there when the backward begins.
+            warnings.filterwarnings(
+                "ignore", "FSDP2-wrapped module .* returned a view", UserWarning
+            )
+            yield
+    finally:
+        for each, own in zip(theirs, before, strict=True):
+            each.setLevel(own)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+
+
+@contextmanager
+def model_switched(model: Any, args: TrainingArguments) -> Iterator[None]:
+    """Prepare a model for training as the arguments ask; afterwards it is as it was.
+
+    Liger kernels stay: they replace the code of layers, not their weights.
+    """
+    with ExitStack() as undo:
+        undo.enter_context(_cache_switched(model.config, args.use_cache))
+        if args.use_liger_kernel:  # never run: no package and no GPU was at hand
+            apply_liger_kernel(model, args.liger_kernel_config)
+        if args.activation_checkpointing:
+            options: dict[str, Any] = dict(args.activation_checkpointing_kwargs or {})  # type: ignore[arg-type]  # parsed
+            chosen = {k: options.pop(k) for k in ("every_n_layers", "offload") if k in options}
+            model.activation_checkpointing_enable(options or None, **chosen)
+            undo.callback(model.activation_checkpointing_disable)
+            for each in model.modules():
+                if isinstance(each, PreTrainedModel):  # a hook that frozen embeddings need
+                    undo.callback(each.disable_input_require_grads)
+        if args.neftune_noise_alpha is not None:
+            hook = activate_neftune(model, args.neftune_noise_alpha)
+            undo.callback(deactivate_neftune, model, hook)
+        if DebugOption.UNDERFLOW_OVERFLOW in args.debug:
+            undo.enter_context(_watched(model))
+        if args.torch_compile:
+            model.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
+            undo.callback(setattr, model, "_compiled_call_impl", None)
+        yield
+
+
+class _Watch(DebugUnderflowOverflow):
+    """transformers' detector; its 5.23 fails at the boolean masks of scaled dot products."""
+
+    def analyse_variable(self, var: Any, ctx: str) -> None:
+        if not (torch.is_tensor(var) and var.dtype == torch.bool):
+            super().analyse_variable(var, ctx)
+
+
+@contextmanager
+def _watched(model: Any) -> Iterator[None]:
+    before = {module: set(module._forward_hooks) for module in model.modules()}
+    _Watch(model)
+    try:
+        yield
+    finally:
+        for module, hooks in before.items():
+            for added in set(module._forward_hooks) - hooks:
+                del module._forward_hooks[added]
+
+
+@contextmanager
+def _cache_switched(config: Any, use_cache: bool) -> Iterator[None]:
+    """Follow `use_cache` while training; what is saved keeps the model's own value."""
+    before = getattr(config, "use_cache", None)
+    config.use_cache = use_cache
+    try:
+        yield
+    finally:
+        if before is None:
+            del config.use_cache
+        else:
+            config.use_cache = before
