@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import datasets
@@ -11,16 +12,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, get_worker_info
+from transformers.trainer_pt_utils import BatchRebalanceSampler, get_length_grouped_indices
 
-Batch = dict[str, Tensor]
-SEED = b"hflit_seed"  # where a table of rows carries the seed of its batch
+from hflit.data.dealing import BLANK, Batch, Deal, RowNumbers
 
-
-class RowNumbers(list[int]):
-    """Numbers of the rows of one batch, with a seed for what is drawn while they are collated."""
-
-    seed: int | None = None
+IGNORE_INDEX = -100  # label of a token from which nothing is learned
+Order = Callable[[int], list[int]]  # epoch -> row numbers
+# Where a table of rows carries the seed of its batch, and that it is a blank one.
+SEED, IS_BLANK = b"hflit_seed", b"hflit_blank"
 
 
 class BatchOrder(Sampler[list[int]]):
@@ -33,7 +33,16 @@ class BatchOrder(Sampler[list[int]]):
         drop_last: Leave out the last batch if it is smaller.
         draws: Seed of what is drawn while a batch is collated (masks), another for each batch and
             epoch; None leaves drawing to the global random numbers, as transformers does.
+        order: Epoch -> row numbers, in place of the order that `seed` gives.
+        rebalanced: Makes the batches itself, of as many rows as their lengths allow, and for this
+            process only.
+        deal: Which of the batches this process gets; all of them by default.
+
+    Attributes:
+        skip: Batches that the next epoch leaves out, and reads no row of.
     """
+
+    skip = 0
 
     def __init__(
         self,
@@ -42,12 +51,17 @@ class BatchOrder(Sampler[list[int]]):
         seed: int | None = None,
         drop_last: bool = False,
         draws: int | None = None,
+        order: Order | None = None,
+        rebalanced: BatchRebalanceSampler | None = None,
+        deal: Deal | None = None,
     ) -> None:
+        self.deal = deal or Deal()
         self.rows = rows
         self.batch_size = batch_size
-        self.seed = seed
         self.drop_last = drop_last
         self.draws = draws
+        self.order = order or shuffled(rows, seed)
+        self.rebalanced = rebalanced
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -55,25 +69,69 @@ class BatchOrder(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Batches of this process in an epoch."""
+        if self.rebalanced is not None:
+            return len(self.rebalanced)
+        return self.deal.count(self._count(), self.batch_size, self.drop_last)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Row numbers of each batch."""
+        skip, self.skip = self.skip, 0
+        if self.rebalanced is not None:
+            self.rebalanced.set_epoch(self.epoch)
+            rank, world = self.deal.rank, self.deal.world
+            hand = [(i * world + rank, RowNumbers(rows)) for i, rows in enumerate(self.rebalanced)]
+        else:
+            order = self.order(self.epoch)
+            starts = range(0, self._count() * self.batch_size, self.batch_size)
+            batches = [order[start : start + self.batch_size] for start in starts]
+            hand = self.deal(batches, self.batch_size, self.drop_last)
+        for number, rows in hand[skip:]:
+            if self.draws is not None:
+                rows.seed = _seed(self.draws, self.epoch, number)
+            yield rows
+
+    def _count(self) -> int:
+        """Batches of all processes in an epoch."""
         if self.drop_last:
             return self.rows // self.batch_size
         return math.ceil(self.rows / self.batch_size)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        """Row numbers of each batch."""
-        if self.seed is None:
-            order = list(range(self.rows))
-        else:
-            # The order accelerate gives a shuffled loader, so that batches equal transformers'.
-            generator = torch.Generator().manual_seed(self.seed + self.epoch)
-            order = torch.randperm(self.rows, generator=generator).tolist()
-        for number in range(len(self)):
-            batch = RowNumbers(order[number * self.batch_size : (number + 1) * self.batch_size])
-            if self.draws is not None:
-                entropy = np.random.SeedSequence([self.draws, self.epoch, number])
-                batch.seed = int(entropy.generate_state(1)[0])
-            yield batch
+
+def shuffled(rows: int, seed: int | None) -> Order:
+    """Another order each epoch, or with a seed of None always the order of the rows."""
+
+    def order(epoch: int) -> list[int]:
+        if seed is None:
+            return list(range(rows))
+        # The order accelerate gives a shuffled loader, so that batches equal transformers'.
+        generator = torch.Generator().manual_seed(seed + epoch)
+        return torch.randperm(rows, generator=generator).tolist()
+
+    return order
+
+
+def grouped(lengths: list[int], window_rows: int, seed: int | None, epochs: bool = True) -> Order:
+    """Rows of like length together, otherwise at random: transformers' `group_by_length`.
+
+    Args:
+        lengths: Tokens of each row.
+        window_rows: Rows of one update, which are the ones to be alike.
+        seed: Of the order; None draws from the global random numbers.
+        epochs: Whether each epoch gets an order of its own.
+    """
+
+    def order(epoch: int) -> list[int]:
+        generator = None
+        if seed is not None:
+            generator = torch.Generator().manual_seed(seed + epoch * epochs)
+        return get_length_grouped_indices(lengths, window_rows, generator=generator)
+
+    return order
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 class TokenRows(torch.utils.data.Dataset):
@@ -94,7 +152,10 @@ class TokenRows(torch.utils.data.Dataset):
         """The rows of one batch, as a table."""
         table = self.rows[list(indices)]
         seed = getattr(indices, "seed", None)
-        return table if seed is None else table.replace_schema_metadata({SEED: str(seed)})
+        marks = {} if seed is None else {SEED: str(seed)}
+        if getattr(indices, "is_blank", False):
+            marks[IS_BLANK] = ""
+        return table.replace_schema_metadata(marks) if marks else table
 
 
 class Collator:
@@ -104,17 +165,27 @@ class Collator:
         padding: Column -> value that fills a short row.
         side: `right` or `left`: where the filling goes.
         finish: Last touch on a padded batch, given the seed of the batch too.
+        draws: Seed of what `finish` draws, for the batches of a stream, which carry none.
     """
+
+    epoch = 0
+    streamed = 0  # batches of the epoch so far, if they come from a stream
 
     def __init__(
         self,
         padding: dict[str, int],
         side: str = "right",
         finish: Callable[[Batch, int | None], Batch] = lambda batch, seed: batch,
+        draws: int | None = None,
     ) -> None:
         self.padding = padding
         self.side = side
         self.finish = finish
+        self.draws = draws
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin an epoch, counting from 0."""
+        self.epoch, self.streamed = epoch, 0
 
     def __call__(self, rows: pa.Table | list[dict[str, Any]]) -> Batch:
         """Make one batch.
@@ -123,16 +194,29 @@ class Collator:
             Token columns, `(batch, seq)`, with `attention_mask`; others `(batch,)` or
             `(batch, width)`.
         """
+        seed = None
         if isinstance(rows, list):  # a stream gives rows one by one
             rows = pa.Table.from_pylist(rows)
+            seed = self._seed_in_stream()
+            marks: dict[bytes, bytes] = {}
+        else:
+            marks = rows.schema.metadata or {}
+            seed = int(marks[SEED]) if SEED in marks else None
         batch = {
             name: self._column(rows[name].combine_chunks(), name) for name in rows.column_names
         }
         if "attention_mask" not in batch:
             ones = pa.ListArray.from_arrays(*_offsets_and_ones(rows["input_ids"].combine_chunks()))
             batch["attention_mask"] = self._column(ones, "attention_mask")
-        seed = (rows.schema.metadata or {}).get(SEED)
-        return self.finish(batch, None if seed is None else int(seed))
+        batch = self.finish(batch, seed)
+        return {**batch, BLANK: torch.zeros(1)} if IS_BLANK in marks else batch
+
+    def _seed_in_stream(self) -> int | None:
+        if self.draws is None:
+            return None
+        worker = get_worker_info()
+        number, self.streamed = self.streamed, self.streamed + 1
+        return _seed(self.draws, self.epoch, number, 0 if worker is None else worker.id)
 
     def _column(self, column: pa.Array, name: str) -> Tensor:
         if not _is_list(column.type):
@@ -170,11 +254,22 @@ class WindowLoader:
     Args:
         batches: Loader of micro-batches.
         accumulation: Micro-batches in a window.
+        start: First epoch, and the windows of it to leave out, as they have been trained on. Rows
+            of a stream are read and dropped, all others stay unread.
+        deal: Which batches of a stream this process gets; all of them by default.
     """
 
-    def __init__(self, batches: DataLoader, accumulation: int = 1) -> None:
+    def __init__(
+        self,
+        batches: DataLoader,
+        accumulation: int = 1,
+        start: tuple[int, int] = (0, 0),
+        deal: Deal | None = None,
+    ) -> None:
         self.batches = batches
+        self.deal = deal or Deal()
         self.accumulation = accumulation
+        self.epoch, self.skip = start
         # Where Lightning looks for set_epoch.
         self.sampler = batches.batch_sampler
 
@@ -186,14 +281,33 @@ class WindowLoader:
         """Windows of one epoch."""
         # A generator on purpose: Lightning opens a loader once more than it reads it, and each
         # opening of a DataLoader draws from the global random numbers.
+        skip, self.skip = self.skip * self.accumulation, 0
+        if isinstance(self.batches.collate_fn, Collator):
+            self.batches.collate_fn.set_epoch(self.epoch)
+        self.epoch += 1
+        if isinstance(self.sampler, BatchOrder):
+            self.sampler.skip, skip = skip, 0
+        batches = _one_ahead(self.batches)
+        if not isinstance(self.sampler, BatchOrder):
+            batches = self.deal.of_stream(batches)
         window: list[Batch] = []
-        for batch in _one_ahead(self.batches):
+        for batch in islice(batches, skip, None):
             window.append(batch)
             if len(window) == self.accumulation:
                 yield window
                 window = []
         if window:
             yield window
+
+    # Lightning takes a loader that has these two for one that can start in mid-epoch.
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next epoch starts."""
+        return {"epoch": self.epoch, "skip": self.skip}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Start the next epoch there."""
+        self.epoch, self.skip = state["epoch"], state["skip"]
 
 
 def _one_ahead(batches: DataLoader) -> Iterator[Batch]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
+from os import PathLike
 from typing import Any
 
 import datasets
 import pyarrow as pa
 import torch
 
+from hflit.data.files import is_name, read_files
 from hflit.data.module import DataModule
 
 Converters = dict[str, Callable[[Any], Any]]  # column -> what brings its values to one kind
@@ -80,25 +82,52 @@ def data_module(train: Any, validation: Any = None, **options: Any) -> DataModul
     """The data module that reads `train`; `validation` may be of another kind.
 
     Args:
-        train: `datasets.Dataset`, `IterableDataset` or `DatasetDict`, DataFrame, iterable of dicts.
+        train: `datasets.Dataset`, `IterableDataset` or `DatasetDict`, DataFrame, iterable of
+            dicts; or what `read_files` reads, by its name.
         validation: The same kinds; the name of a split of `train` if that is a `DatasetDict`; or
             None for no evaluation.
         options: What `DataModule` takes.
     """
-    if isinstance(train, (datasets.DatasetDict, datasets.IterableDatasetDict)):
-        if isinstance(validation, str):
-            if validation not in train:
-                raise ValueError(
-                    f"validation={validation!r} is not a split of the data, which has "
-                    f"{_quoted(train)}."
-                )
-            validation = train[validation]
-    elif isinstance(validation, str):
-        raise TypeError(f"validation={validation!r} names a split, so train must be a DatasetDict.")
+    names = {"train": train, "validation": validation}
+    if is_name(train):
+        train = read_files(train)
+    has_splits = isinstance(train, (datasets.DatasetDict, datasets.IterableDatasetDict))
+    if isinstance(validation, str) and has_splits and validation in train:
+        validation = train[validation]
+    elif is_name(validation):
+        try:
+            validation = read_files(validation)
+        except FileNotFoundError as error:
+            if not has_splits:
+                raise
+            raise ValueError(
+                f"validation={validation!r} is not a split of the data, which has "
+                f"{_quoted(train)}, and not a file."
+            ) from error
     module = _format_of(train, "train")(train, validation, **options)
     if validation is not None:
         module.readers["validation"] = _format_of(validation, "validation").read
+    for split, name in names.items():
+        if is_name(name):
+            module.readers[split] = _named(module.readers[split], name)
     return module
+
+
+def _named(read: Callable[..., Any], name: str | PathLike[str]) -> Callable[..., Any]:
+    """A reader whose errors begin with the name of the data."""
+
+    def named(*args: Any) -> Any:
+        try:
+            return read(*args)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+    return named
+
+
+def reader_of(data: Any) -> Callable[..., Any]:
+    """What reads data of a kind, see `DataModule.read`."""
+    return _format_of(data, "data").read
 
 
 def _format_of(data: Any, name: str) -> type[DataModule]:
@@ -112,8 +141,8 @@ def _format_of(data: Any, name: str) -> type[DataModule]:
     ):
         return RowsModule
     raise TypeError(
-        f"{name} is {type(data).__name__}. Pass a datasets.Dataset, a DataFrame or an iterable of "
-        "dicts."
+        f"{name} is {type(data).__name__}. Pass a datasets.Dataset, a DataFrame, an iterable of "
+        "dicts or the name of a file."
     )
 
 

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import lightning.pytorch as L
+import numpy as np
 import pyarrow.compute as pc
 from datasets.fingerprint import Hasher
-from torch.utils.data import DataLoader
+from filelock import FileLock
+from torch.utils.data import DataLoader, RandomSampler
 from transformers import TrainingArguments
+from transformers.trainer_pt_utils import BatchRebalanceSampler
 from transformers.trainer_utils import seed_worker
 
-from hflit.data.batching import BatchOrder, Collator, TokenRows, WindowLoader
+from hflit.data.batching import BatchOrder, Collator, Order, TokenRows, WindowLoader, grouped
+from hflit.data.dealing import Deal
 from hflit.data.tokenization import Tokenization
+from hflit.ranks import from_first
 
 logger = logging.getLogger(__name__)
 
+GROUPED = ("group_by_length", "batch_rebalance")  # orders that depend on the lengths of rows
+LOADING_SECONDS = 60  # that a worker still loads data after SIGTERM
+SAMPLED_ROWS = 2_000  # that tell one set of training rows from another
 SPLITS = {"train": "training", "validation": "validation"}  # name -> how errors call it
 
 
@@ -59,8 +71,10 @@ class DataModule(L.LightningDataModule):
         self.tokenizebatch = tokenizebatch
         self.cache = cache
         self.parity = parity
+        self.start = (0, 0)  # first epoch, and windows of it to leave out, see `WindowLoader`
         self.rows: dict[str, Any] = {}
         self.tokens: dict[str, Any] = {}
+        self.lengths: dict[str, list[int]] = {}  # of the rows, where their order depends on them
 
     @staticmethod
     def read(
@@ -86,9 +100,14 @@ class DataModule(L.LightningDataModule):
         rows = self.rows
         for split, told in SPLITS.items():
             if self.data[split] is not None:
+                names, lengths = self.tokenization.names, self._length_column(split)
+                columns = list(dict.fromkeys([*names, lengths or names[0]]))
                 rows[split] = self.readers[split](
-                    self.data[split], self.tokenization.names, told, self.tokenization.converters
+                    self.data[split], columns, told, self.tokenization.converters
                 )
+                if lengths is not None:
+                    self.lengths[split] = list(rows[split][lengths])
+                    rows[split] = rows[split].select_columns(names)
         self.tokenization.fit(rows["train"], self._rows_of_stream(rows["train"]))
         if "validation" in rows:
             self.tokenization.check(rows["validation"], "validation")
@@ -97,28 +116,93 @@ class DataModule(L.LightningDataModule):
             if split == "train":
                 tokens = tokens.remove_columns(list(self.tokenization.evaluation_columns))
             self.tokens[split] = self.tokenization.arrange(tokens)
+            if self.args.train_sampling_strategy in GROUPED:
+                self._measure(split)
 
     def train_dataloader(self) -> WindowLoader:
-        """Windows of micro-batches, shuffled unless `train_sampling_strategy` says otherwise."""
+        """Windows of micro-batches, in the order that `train_sampling_strategy` names."""
         args = self.args
-        shuffled = args.train_sampling_strategy != "sequential"
         seed = args.seed if args.data_seed is None else args.data_seed
+        strategy, lengths = args.train_sampling_strategy, self.lengths.get("train", [])
+        windows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        order: dict[str, Any] = {}
+        if strategy == "group_by_length":
+            order["order"] = grouped(lengths, windows, None if self.parity else seed)
+            if self.parity:
+                order["order"] = self._agreed(order["order"])
+        elif strategy == "batch_rebalance":
+            order["rebalanced"] = BatchRebalanceSampler(
+                lengths,
+                windows * args.world_size,
+                dp_size=args.world_size,
+                rank=args.process_index,
+                grad_accum=args.gradient_accumulation_steps,
+                seed=42 if self.parity else seed,  # transformers passes no seed on
+                drop_last=args.dataloader_drop_last,
+            )
+        elif strategy == "random":
+            order["seed"] = seed
+            config: Any = args.accelerator_config
+            if not config.use_seedable_sampler:
+                order["order"] = self._agreed(_torch_order(len(self.tokens["train"])))
+        deal = self._deal("train")
         loader = self._loader(
             "train",
             args.per_device_train_batch_size,
-            seed if shuffled else None,
-            worker_init_fn=_seed_worker(args) if args.dataloader_num_workers else None,
+            deal=deal,
+            worker_init_fn=_worker_start(args) if args.dataloader_num_workers else None,
+            **order,
         )
-        return WindowLoader(loader, args.gradient_accumulation_steps)
+        return WindowLoader(loader, args.gradient_accumulation_steps, self.start, deal)
 
     def val_dataloader(self) -> Any:
         """Batches of the validation rows, in their order; no loader without such rows."""
         if "validation" not in self.tokens:
             return []
-        return self._loader("validation", self.args.per_device_eval_batch_size)
+        args, order = self.args, None
+        if self.parity and args.train_sampling_strategy == "group_by_length":
+            # transformers evaluates in this order too.
+            seed = args.seed if args.data_seed is None else args.data_seed
+            order = grouped(
+                self.lengths["validation"], args.per_device_eval_batch_size, seed, epochs=False
+            )
+        deal = self._deal("validation")
+        return self._loader("validation", args.per_device_eval_batch_size, order=order, deal=deal)
+
+    def _deal(self, split: str) -> Deal:
+        args, config = self.args, cast(Any, self.args.accelerator_config)
+        ranks = args.process_index, args.world_size
+        if split != "train":
+            return Deal(*ranks, fill="nothing")
+        wraps = self.parity and config.even_batches
+        return Deal(*ranks, fill="wrap" if wraps else "blank", splits=config.split_batches)
+
+    def _agreed(self, order: Order) -> Order:
+        """An order drawn from random numbers that processes do not share: the first one's."""
+        return lambda epoch: from_first(order(epoch), self.args.world_size)
+
+    def digest(self) -> str | None:
+        """Tells one set of training rows from another by a sample of them; None of a stream."""
+        tokens = self.tokens["train"]
+        if isinstance(tokens, datasets.IterableDataset):
+            return None
+        picked = np.linspace(0, len(tokens) - 1, min(len(tokens), SAMPLED_ROWS)).astype(int)
+        table = tokens.with_format("arrow")[picked.tolist()]
+        digest = hashlib.sha256(str(len(tokens)).encode())
+        for name in sorted(table.column_names):
+            digest.update(name.encode())
+            digest.update(json.dumps(table[name].to_pylist()).encode())
+        return digest.hexdigest()[:16]
 
     def _loader(
-        self, split: str, batch_size: int, seed: int | None = None, **options: Any
+        self,
+        split: str,
+        batch_size: int,
+        seed: int | None = None,
+        order: Order | None = None,
+        rebalanced: BatchRebalanceSampler | None = None,
+        deal: Deal | None = None,
+        **options: Any,
     ) -> DataLoader:
         args, tokens = self.args, self.tokens[split]
         options.update(
@@ -126,6 +210,7 @@ class DataModule(L.LightningDataModule):
                 self.tokenization.padding,
                 self.tokenization.tokenizer.padding_side,
                 self.tokenization.finish,
+                None if self.parity else args.seed,
             ),
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
@@ -140,8 +225,39 @@ class DataModule(L.LightningDataModule):
             )
         rows = TokenRows(tokens)
         draws = None if self.parity else args.seed
-        order = BatchOrder(len(rows), batch_size, seed, args.dataloader_drop_last, draws)
-        return DataLoader(rows, batch_sampler=order, **options)
+        batches = BatchOrder(
+            len(rows), batch_size, seed, args.dataloader_drop_last, draws, order, rebalanced, deal
+        )
+        return DataLoader(rows, batch_sampler=batches, **options)
+
+    def _length_column(self, split: str) -> str | None:
+        """The column of row lengths: of a Dataset that has it, or one that was asked for."""
+        args, data = self.args, self.data[split]
+        name = args.length_column_name
+        # transformers drops the column as unused before it looks for it.
+        if args.train_sampling_strategy not in GROUPED or (
+            self.parity and args.remove_unused_columns
+        ):
+            return None
+        has_it = isinstance(data, datasets.Dataset) and name in data.column_names
+        return name if has_it or (split == "train" and name != "length") else None
+
+    def _measure(self, split: str) -> None:
+        tokens = self.tokens[split]
+        if not isinstance(tokens, datasets.Dataset):
+            raise ValueError(
+                f"train_sampling_strategy={self.args.train_sampling_strategy!r} needs the lengths "
+                "of all rows, which streaming data does not tell. Use 'random'."
+            )
+        if split not in self.lengths:
+            ids = tokens.with_format("arrow")[:]["input_ids"]
+            self.lengths[split] = pc.list_value_length(ids).to_pylist()
+        elif len(self.lengths[split]) != len(tokens):
+            raise ValueError(
+                f"length_column_name={self.args.length_column_name!r} holds the lengths of "
+                f"{len(self.lengths[split])} rows, which became {len(tokens)} rows of tokens. "
+                "Leave it out, and the tokens are counted."
+            )
 
     def _rows_of_stream(self, rows: Any) -> int | None:
         if isinstance(rows, datasets.Dataset):
@@ -149,7 +265,8 @@ class DataModule(L.LightningDataModule):
         args = self.args
         if args.max_steps <= 0:
             raise ValueError("Streaming data has no known length, so max_steps must be set.")
-        return args.max_steps * args.gradient_accumulation_steps * args.per_device_train_batch_size
+        batches = args.max_steps * args.gradient_accumulation_steps * args.world_size
+        return batches * args.per_device_train_batch_size
 
     def _tokenize(self, rows: Any, split: str) -> Any:
         encode: dict[str, Any] = {
@@ -170,15 +287,18 @@ class DataModule(L.LightningDataModule):
         quiet = datasets.utils.logging.is_progress_bar_enabled() and len(rows) < 50_000
         if quiet:
             datasets.disable_progress_bars()
+        # Of several processes one tokenizes, and the others then read what it wrote.
+        shared = self.cache and self.args.world_size > 1
         try:
-            tokens = rows.map(
-                self.tokenization,
-                **encode,
-                num_proc=self.tokenizers,
-                new_fingerprint=key,
-                keep_in_memory=not self.cache,
-                load_from_cache_file=self.cache,
-            )
+            with FileLock(f"{encode['cache_file_name']}.lock") if shared else nullcontext():
+                tokens = rows.map(
+                    self.tokenization,
+                    **encode,
+                    num_proc=self.tokenizers,
+                    new_fingerprint=key,
+                    keep_in_memory=not self.cache,
+                    load_from_cache_file=self.cache,
+                )
         finally:
             if quiet:
                 datasets.enable_progress_bars()
@@ -203,8 +323,17 @@ class DataModule(L.LightningDataModule):
                 )
 
 
-def _seed_worker(args: TrainingArguments) -> Callable[[int], None]:
-    def seed(worker: int) -> None:
+def _torch_order(rows: int) -> Order:
+    """Drawn from the global random numbers, as torch shuffles: no resume can draw it again."""
+    return lambda epoch: list(RandomSampler(range(rows)))
+
+
+def _worker_start(args: TrainingArguments) -> Callable[[int], None]:
+    def start(worker: int) -> None:
+        if hasattr(signal, "alarm"):
+            # SIGTERM often goes to all processes of a run, which ends after its update and needs
+            # data until then.
+            signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LOADING_SECONDS))
         seed_worker(worker, num_workers=args.dataloader_num_workers, rank=args.process_index)
 
-    return seed
+    return start

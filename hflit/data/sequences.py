@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
-from hflit.data.texts import IGNORE_INDEX
+from hflit.data.batching import IGNORE_INDEX
 from hflit.data.tokenization import Tokenization, check_texts, first_row, scan
 
 

@@ -12,10 +12,9 @@ import pyarrow as pa
 import torch
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
-from hflit.data.batching import Batch
+from hflit.data.batching import IGNORE_INDEX, Batch
 from hflit.data.tokenization import Tokenization, check_texts, scan
 
-IGNORE_INDEX = -100
 MERGES = ("concat", "pack", None)
 
 

@@ -222,3 +222,50 @@ def test_one_batch_is_fetched_ahead_as_in_accelerate():
         )
     )
     assert order_of(WindowLoader) == theirs
+
+
+def test_skipped_batches_are_never_read():
+    """The rest of the epoch is the same, with the same seeds, and the next epoch is whole."""
+    read = []
+
+    class Rows(torch.utils.data.Dataset):
+        def __getitems__(self, numbers):
+            read.append((list(numbers), numbers.seed))
+            return [{"input_ids": [number]} for number in numbers]
+
+    def windows(start):
+        read.clear()
+        order = BatchOrder(21, 2, seed=5, draws=7)
+        made = WindowLoader(DataLoader(Rows(), batch_sampler=order, collate_fn=list), 2, start)
+        epochs = []
+        for epoch in range(start[0], 3):
+            order.set_epoch(epoch)
+            epochs.append(list(made))
+        return epochs, list(read)
+
+    whole, all_read = windows((0, 0))
+    rest, rest_read = windows((1, 3))
+    assert rest == [whole[1][3:], whole[2]]
+    assert rest_read == all_read[11 + 6 :]  # 11 batches an epoch, 2 in a window
+
+
+def test_a_stream_skips_windows_of_its_first_epoch():
+    stream = datasets.Dataset.from_dict(
+        {"input_ids": [[n] for n in range(7)]}
+    ).to_iterable_dataset()
+    made = WindowLoader(DataLoader(stream, batch_size=1, collate_fn=Collator({})), 2, (1, 2))
+    firsts = [[window[0]["input_ids"].item() for window in made] for _ in range(2)]
+    assert firsts == [[4, 6], [0, 2, 4, 6]]
+
+
+def test_masks_of_a_stream_differ_by_batch_and_epoch():
+    seeds = []
+    collator = Collator({}, finish=lambda batch, seed: seeds.append(seed), draws=3)
+    stream = datasets.Dataset.from_dict({"input_ids": [[1]] * 4}).to_iterable_dataset()
+    made = WindowLoader(DataLoader(stream, batch_size=1, collate_fn=collator))
+    for _ in range(2):
+        list(made)
+    again, seeds[:] = list(seeds), []
+    list(WindowLoader(DataLoader(stream, batch_size=1, collate_fn=collator), start=(1, 2)))
+    assert len(set(again)) == 8
+    assert seeds == again[4:]  # read and dropped, so the rest keeps its own

@@ -1,0 +1,172 @@
+"""Files, folders and names of the Hugging Face Hub -> rows; what is wrong is told by its line."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import gzip
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+KINDS = {  # how a file's name ends, without .gz -> the builder of `datasets` that reads it
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".txt": "text",
+}
+HUB_NAME = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*(?::[\w.-]+)?")
+QUIET_BYTES = 50_000_000  # files up to this size are read without a progress bar
+
+
+def is_name(data: Any) -> bool:
+    """Whether data are named rather than given."""
+    return isinstance(data, (str, os.PathLike))
+
+
+def read_files(source: str | os.PathLike[str]) -> Any:
+    """Read rows from what a name stands for.
+
+    Args:
+        source: A file (csv, tsv, json, jsonl, parquet, arrow, or txt with a text a line; any of
+            them as .gz too), a pattern such as `"part-*.csv"`, a folder of such files or one that
+            `save_to_disk` wrote, or a data set of the Hub, as `"owner/name"` or
+            `"owner/name:config"`.
+
+    Returns:
+        A `datasets.Dataset`; a `DatasetDict` where folder or name hold several splits.
+
+    Raises:
+        FileNotFoundError: Nothing goes by that name.
+        ValueError: A file cannot be read; its name and line are told.
+    """
+    name = os.fspath(source)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _read_folder(path)
+    files = [path] if path.is_file() else [Path(found) for found in sorted(glob.glob(str(path)))]
+    if files:
+        return _read_files(files)
+    if KINDS.get(_ending(path)) or not HUB_NAME.fullmatch(name):
+        raise FileNotFoundError(f"No file is called {name!r}, seen from {Path.cwd()}.")
+    return _read_hub(name)
+
+
+def _read_files(files: list[Path]) -> datasets.Dataset:
+    kinds = {KINDS.get(_ending(file)) for file in files}
+    if None in kinds or len(kinds) > 1:
+        odd = next((file for file in files if _ending(file) not in KINDS), files[0])
+        raise ValueError(
+            f"{odd}: data come in files of one kind, which the name tells: "
+            f"{', '.join(ending[1:] for ending in KINDS)}, also with .gz."
+        )
+    kind = str(kinds.pop())
+    options: dict[str, Any] = {}
+    if kind == "csv":
+        # Only an empty field is missing: "NA", "None" and "null" are texts and labels.
+        options = {"keep_default_na": False, "na_values": [""]}
+        options["delimiter"] = "\t" if _ending(files[0]) == ".tsv" else ","
+    elif kind == "json":
+        options["encoding"] = (
+            "utf-8-sig"  # by this name the bytes are checked, and a BOM is left out
+        )
+    was_shown = datasets.utils.logging.is_progress_bar_enabled()
+    if sum(file.stat().st_size for file in files) < QUIET_BYTES:
+        datasets.disable_progress_bars()
+    names = [str(file) for file in files]
+    try:
+        rows = datasets.load_dataset(kind, data_files=names, split="train", **options)
+    except Exception as error:  # of pandas, pyarrow or datasets, which name no line
+        raise ValueError(_flaw(files) or f"{names[0]}: {_innermost(error)}") from error
+    finally:
+        if was_shown:
+            datasets.enable_progress_bars()
+    if kind == "text":
+        rows = rows.select([i for i, text in enumerate(rows["text"]) if text.strip()])
+    return rows
+
+
+def _read_folder(folder: Path) -> Any:
+    if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
+        return datasets.load_from_disk(str(folder))
+    try:
+        return datasets.load_dataset(str(folder))
+    except Exception as error:
+        files = [file for file in sorted(folder.rglob("*")) if _ending(file) in KINDS]
+        problem = f"{folder}: {_innermost(error)}"
+        raise ValueError(_flaw(files) or problem) from error
+
+
+def _read_hub(name: str) -> Any:
+    path, _, config = name.partition(":")
+    try:
+        return datasets.load_dataset(path, config or None)
+    except (FileNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"{name!r} is no file, no folder, and no data set of the Hub that can be reached: "
+            f"{_innermost(error)}"
+        ) from error
+
+
+def _flaw(files: list[Path]) -> str | None:
+    """The first file, and the line of it, that cannot be read; None if none is found."""
+    for file in files:
+        try:
+            for place, problem in _problems(file):
+                return f"{file}{place}: {problem}"
+        except (EOFError, gzip.BadGzipFile) as error:
+            return f"{file}: it is cut off or no gzip file ({error})."
+    return None
+
+
+def _problems(file: Path) -> Iterator[tuple[str, str]]:
+    """Place and problem of what is wrong with a file of text."""
+    ending = _ending(file)
+    if KINDS[ending] not in ("csv", "json", "text"):
+        return
+    raw = file.read_bytes() if file.suffix != ".gz" else gzip.decompress(file.read_bytes())
+    if not raw.strip():
+        yield "", "the file is empty."
+        return
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        yield f", line {line}", f"byte {raw[error.start]:#x} is no UTF-8. Save the file as UTF-8."
+        return
+    if KINDS[ending] == "csv":
+        fields = csv.reader(io.StringIO(text), delimiter="\t" if ending == ".tsv" else ",")
+        header = next(fields)
+        for row in fields:
+            if len(row) > len(header):
+                told = f"{len(row)} fields, but the header names {len(header)}: {header}."
+                yield f", line {fields.line_num}", told
+    elif KINDS[ending] == "json":
+        parts = [text] if text.lstrip().startswith("[") else text.split("\n")
+        for number, part in enumerate(parts):
+            try:
+                if part.strip() and not isinstance(json.loads(part), (dict, list)):
+                    yield f", line {number + 1}", "a row is an object: {...}."
+            except json.JSONDecodeError as error:
+                hint = " The file may be cut off." if number + 1 >= len(parts) - 1 else ""
+                yield f", line {number + error.lineno}", f"{error.msg}, column {error.colno}.{hint}"
+
+
+def _ending(file: Path) -> str:
+    return Path(file.name.lower().removesuffix(".gz")).suffix
+
+
+def _innermost(error: BaseException) -> str:
+    while error.__cause__ is not None or error.__context__ is not None:
+        error = error.__cause__ or error.__context__ or error
+    return " ".join(str(error).split())

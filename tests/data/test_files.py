@@ -1,0 +1,96 @@
+"""Rows from files of every kind, folders and patterns; damaged files are told by name and line."""
+
+import gzip
+import json
+
+import datasets
+import pytest
+
+from hflit import HFTrainer
+from hflit.data.files import read_files
+from hflit.data.formats import data_module
+from hflit.data.labels import Labels
+from tests.conftest import word_tokenizer
+
+ROWS = [{"text": f"w{i} w1", "label": "NA" if i % 2 else "b"} for i in range(6)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+def write(folder):
+    """The same rows in a file of every kind."""
+    rows = datasets.Dataset.from_list(ROWS)
+    rows.to_csv(folder / "a.csv")
+    rows.to_csv(folder / "a.tsv", sep="\t")
+    rows.to_parquet(folder / "a.parquet")
+    (folder / "a.jsonl").write_text(LINES)
+    (folder / "a.json").write_text(json.dumps(ROWS))
+    (folder / "a.csv.gz").write_bytes(gzip.compress((folder / "a.csv").read_bytes()))
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(LINES.encode()))
+    rows.save_to_disk(folder / "saved")
+    (folder / "a.arrow").write_bytes(next((folder / "saved").glob("*.arrow")).read_bytes())
+    (folder / "parts").mkdir()
+    (folder / "parts" / "train.jsonl").write_text(LINES)
+    (folder / "parts" / "validation.jsonl").write_text(LINES)
+
+
+NAMES = (
+    *("a.csv", "a.tsv", "a.parquet", "a.jsonl", "a.json", "a.csv.gz", "a.jsonl.gz", "saved"),
+    *("a.arrow", "parts/t*.jsonl"),
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_kind_of_file_gives_the_same_rows(name, tmp_path):
+    """A label called NA stays a label: pandas would take it for a missing value."""
+    write(tmp_path)
+    assert read_files(name).to_list() == ROWS
+    assert read_files(tmp_path / name).to_list() == ROWS
+
+
+def test_a_text_file_has_a_row_for_each_line_that_is_not_blank(tmp_path):
+    (tmp_path / "a.txt").write_text("w1 w2\n\nw3\n  \n")
+    assert read_files("a.txt")["text"][:] == ["w1 w2", "w3"]
+
+
+def test_a_folder_holds_its_splits(tmp_path, tiny_bert):
+    write(tmp_path)
+    trainer = HFTrainer()
+    trainer(tiny_bert(), "parts", "validation", max_steps=1, cache=False)
+    assert "eval_loss" in trainer.metrics
+
+
+BROKEN = {
+    "cut.jsonl": ((LINES + '{"text": "w1", "la').encode(), r"line 7: .*column \d+. The file may"),
+    "cut.json": (json.dumps(ROWS)[:-9].encode(), r"cut.json, line 1: "),
+    "latin.csv": ("text,label\nw1,a\ncafé,b\n".encode("latin-1"), "line 3: byte 0xe9 is no UTF-8"),
+    "latin.jsonl": ('{"text": "caf\xe9"}\n'.encode("latin-1"), "line 1: byte 0xe9 is no UTF-8"),
+    "wide.csv": (b"text,label\nw1,a\nw2,b,c\n", "line 3: 3 fields, but the header names 2"),
+    "empty.csv": (b"", "the file is empty"),
+    "empty.jsonl": (b"\n", "the file is empty"),
+    "cut.csv.gz": (gzip.compress(b"text,label\nw1,a\n" * 99)[:-20], "cut off or no gzip"),
+    "a.xlsx": (b"x", "which the name tells: csv, tsv"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_damaged_file_is_told_by_name_and_line(name, tmp_path):
+    content, told = BROKEN[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=told) as raised:
+        read_files(name)
+    assert str(raised.value).startswith(name)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["no.csv", "./nothing", "no-*.jsonl", "no/such/file"])
+def test_what_is_not_there_is_said_to_be_no_file(name):
+    with pytest.raises(FileNotFoundError, match="No file is called"):
+        read_files(name)
+
+
+def test_a_missing_column_is_told_with_the_file(tmp_path):
+    (tmp_path / "a.csv").write_text("text,lable\nw1,a\n")
+    data = data_module("a.csv", tokenization=Labels(word_tokenizer()), args=None)
+    data._length_column = lambda split: None
+    with pytest.raises(ValueError, match="a.csv: Column 'label' is not in the training data"):
+        data.setup()

@@ -1,0 +1,345 @@
+"""Several processes on this machine: they train as one would, and end as one would."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from transformers import TrainerCallback
+
+from hflit import HFTrainer
+from hflit.sharding import _blocks
+from hflit.tasks import TASKS
+from tests.reference import reference_trainer, without_times
+from tests.tasks.tiny import make, rows
+
+pytestmark = [
+    pytest.mark.timeout(100),
+    # DDP's own words, once in each process.
+    pytest.mark.filterwarnings("ignore:.*find_unused_parameters=True was specified"),
+    pytest.mark.filterwarnings("ignore:The tokenizer has new PAD/BOS/EOS tokens"),
+    pytest.mark.filterwarnings("ignore:parity=True copies:UserWarning"),
+]
+ROWS = 23  # no multiple of anything here
+CALL = {
+    "optim": "sgd",
+    "learning_rate": 0.1,
+    "max_grad_norm": 0.3,
+    "logging_steps": 1,
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 4,
+    "use_cpu": True,
+    "cache": False,
+    "disable_tqdm": False,
+}
+OPTIONS = {
+    "question-answering": {"stride": 8},
+    "sequence-sequence": {"generation_max_length": 8},
+    **dict.fromkeys(
+        ("language-modeling", "language-generation", "token-detection"), {"merge": None}
+    ),
+}
+SHORT = {"task": "text-classification", "metrics": "auto"}
+
+
+def fit(task="text-classification", base=None, **call):
+    trainer = HFTrainer()
+    given = {**CALL, **OPTIONS.get(task, {}), "task": task, **call}
+    train, validation = rows(task)[:ROWS], rows(task)[:11]
+    model, _ = trainer(base or make(task, 0), train, validation, **given)
+    return trainer, model
+
+
+def two(strategy="ddp_fork", **call):
+    return fit(**call, strategy=strategy, devices=2)
+
+
+def assert_same(actual, expected, tolerance=1e-6, weights=1e-6):
+    (trainer, model), (their_trainer, their_model) = actual, expected
+    history, theirs = trainer.state.log_history, their_trainer.state.log_history
+    assert len(history) == len(theirs)
+    for entry, other in zip(map(without_times, history), map(without_times, theirs), strict=True):
+        assert entry.keys() == other.keys()
+        for name in entry.keys() - {"total_flos"}:  # counts padding
+            assert entry[name] == pytest.approx(other[name], rel=tolerance, abs=tolerance), name
+    assert not model.training
+    assert type(model) is type(their_model)
+    for name, weight in their_model.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], weight, rtol=0, atol=weights)
+
+
+@pytest.fixture
+def likeliest(monkeypatch):
+    """The generator of token detection says its best guess: processes draw other ones."""
+    monkeypatch.setattr(torch, "multinomial", lambda odds, n: odds.argmax(-1, keepdim=True))
+
+
+@pytest.fixture
+def many_parts(monkeypatch):
+    """Rows are cut wherever their lengths differ, so that processes have unlike numbers of parts.
+
+    Tiny models would gain nothing by that.
+    """
+    monkeypatch.setattr("hflit.tasks.module.forward_cost", lambda model, device: 0.0)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_two_processes_train_as_one(task, likeliest, many_parts):
+    call = {"task": task, "metrics": "auto", "num_train_epochs": 2, "cache": True}
+    alone = fit(**call, gradient_accumulation_steps=4)
+    assert_same(two(**call, gradient_accumulation_steps=2), alone)
+
+
+@pytest.mark.parametrize(
+    "task", [pytest.param(t, marks=pytest.mark.slow) for t in TASKS if t != "sequence-sequence"]
+    + ["sequence-sequence"]
+)  # fmt: skip
+def test_shards_train_as_one_process(task, likeliest, many_parts):
+    call = {"task": task, "metrics": "auto", "eval_on_start": True}
+    alone = fit(**call, gradient_accumulation_steps=4)
+    assert_same(two("fsdp_fork", **call, gradient_accumulation_steps=2), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "also",
+    [
+        {"lora": {"r": 2, "lora_dropout": 0.0}},
+        {"bf16": True},
+        {"optim": "adamw_torch_fused", "learning_rate": 1e-3},
+        {"activation_checkpointing": True, "lora": {"r": 2, "lora_dropout": 0.0}},
+    ],
+)
+def test_shards_with(also):
+    alone = fit(**SHORT, **also, gradient_accumulation_steps=2)
+    for strategy in ("ddp_fork", "fsdp_fork"):
+        assert_same(two(strategy, **SHORT, **also), alone, weights=2e-5)
+
+
+@pytest.mark.slow
+def test_best_shards_are_loaded_and_saved_as_one_folder(tmp_path):
+    files = {"output_dir": str(tmp_path), "save_strategy": "epoch", "eval_strategy": "epoch"}
+    rising = {"learning_rate": 0.5, "load_best_model_at_end": True, "num_train_epochs": 4}
+    trainer, model = two("fsdp_fork", **SHORT, **{**files, **rising})
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.state.best_metric == min(losses) < losses[-1]
+    for folder in (tmp_path, Path(trainer.state.best_model_checkpoint)):
+        saved = type(model).from_pretrained(folder)
+        for name, weight in model.state_dict().items():
+            torch.testing.assert_close(saved.state_dict()[name], weight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("task", "block", "count"),
+    [
+        ("text-classification", "BertLayer", 1),
+        ("language-generation", "GPT2Block", 1),
+        ("sequence-sequence", "T5Block", 2),
+        ("token-detection", "BertLayer", 2),
+    ],
+)
+def test_blocks_share_nothing_with_the_rest(task, block, count):
+    names = [type(each).__name__ for each in _blocks(make(task, 0)[0], None)]
+    assert names.count(block) == count
+
+
+def test_two_times_four_rows_are_eight():
+    assert_same(two(**SHORT), fit(**SHORT, per_device_train_batch_size=8))
+
+
+@pytest.mark.slow
+def test_moments_of_adam_enlarge_rounding():
+    adam = {**SHORT, "optim": "adamw_torch", "learning_rate": 1e-3}
+    assert_same(two(**adam), fit(**adam, per_device_train_batch_size=8), weights=2e-5)
+
+
+@pytest.mark.slow
+def test_adapter_trains_as_in_one_process():
+    call = {**SHORT, "lora": {"r": 2, "lora_dropout": 0.0}}
+    assert_same(two(**call), fit(**call, per_device_train_batch_size=8))
+
+
+def test_each_process_may_average_its_own_rows():
+    whole = two(**SHORT)[0].state.log_history
+    own = two(**SHORT, average_tokens_across_devices=False)[0].state.log_history
+    assert own[0]["loss"] == pytest.approx(whole[0]["loss"], abs=1e-6)  # 4 rows and 4 rows
+    assert own[2]["loss"] != pytest.approx(whole[2]["loss"], abs=1e-4)  # 4 rows and 3 rows
+
+
+class Notes(TrainerCallback):
+    def __init__(self, path):
+        self.path = path
+
+    def on_evaluate(self, args, state, control, metrics, **_):
+        (self.path / f"{args.process_index}").write_text(str(metrics["eval_seen"]))
+
+
+def test_own_metrics_get_all_rows_in_order_on_each_process(tmp_path):
+    def metrics(prediction):
+        seen = "".join(map(str, prediction.label_ids.tolist()))
+        return {"seen": f"{seen}, {prediction.predictions.shape}"}
+
+    two(metrics=metrics, callbacks=[Notes(tmp_path)], max_steps=1)
+    told = [(tmp_path / f"{rank}").read_text() for rank in range(2)]
+    assert told == ["01201201201, (11, 3)"] * 2
+
+
+def reference_rank(rank, port, path, given):
+    os.environ.update(
+        {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=f"{port}",
+    )
+    torch.set_num_threads(1)
+    model, tokenizer = make("text-classification", 0)
+    data = rows("text-classification")
+    trainer = reference_trainer(model, tokenizer, data[:ROWS], data[:11], **given)
+    trainer.train()
+    if rank == 0:
+        torch.save((trainer.state, model), path)
+
+
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_parity_sees_the_rows_of_transformers(accumulation, tmp_path):
+    plain = {k: v for k, v in CALL.items() if k not in ("cache",)}
+    given = {**plain, "gradient_accumulation_steps": accumulation, "num_train_epochs": 2}
+    path = tmp_path / "reference.pt"
+    mp.start_processes(
+        reference_rank, (find_free_network_port(), path, given), 2, start_method="fork"
+    )
+    state, model = torch.load(path, weights_only=False)
+    trainer, mine = two(parity=True, **given)
+    for entry, theirs in zip(trainer.state.log_history, state.log_history, strict=False):
+        assert without_times(entry) == without_times(theirs)
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(mine.state_dict()[name], weight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "strategy", ["ddp_fork", pytest.param("fsdp_fork", marks=pytest.mark.slow)]
+)
+def test_run_goes_on_exactly(strategy, tmp_path):
+    call = {**SHORT, "num_train_epochs": 3, "output_dir": str(tmp_path), "save_steps": 2}
+    call["optim"] = "adamw_torch"
+    whole = two(strategy, **call, save_strategy="steps", base=dropping())
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(os.listdir(tmp_path / "checkpoint-4"))
+    again = two(strategy, **call, checkpoint=tmp_path / "checkpoint-4", base=dropping())
+    assert_same(again, whole, 0, 0)
+    with pytest.raises(ValueError, match="processes=2 there, processes=1 here"):
+        fit(**call, checkpoint=tmp_path / "checkpoint-4")
+
+
+def dropping():
+    model, tokenizer = make("text-classification", 0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.2
+    return model, tokenizer
+
+
+class Fails(TrainerCallback):
+    def __init__(self, signal_number=None):
+        self.signal_number = signal_number
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == 2 and args.process_index == 1:
+            if self.signal_number is None:
+                raise ValueError("the second process lost its way")
+            os.kill(os.getpid(), self.signal_number)
+
+
+def test_failure_of_one_process_ends_all():
+    start = time.monotonic()
+    with pytest.raises(mp.ProcessRaisedException, match="the second process lost its way"):
+        two(**SHORT, callbacks=[Fails()], num_train_epochs=9)
+    with pytest.raises(mp.ProcessExitedException, match="process 1 .* SIGKILL"):
+        two(**SHORT, callbacks=[Fails(signal.SIGKILL)], num_train_epochs=9)
+    assert time.monotonic() - start < 30
+
+
+def test_all_processes_stop_where_one_is_asked_to(tmp_path):
+    files = {"output_dir": str(tmp_path), "save_strategy": "epoch"}
+    with pytest.raises(SystemExit) as stop:
+        two(**SHORT, **files, callbacks=[Fails(signal.SIGTERM)], num_train_epochs=9)
+    assert stop.value.code == 143
+    assert os.listdir(tmp_path) == ["checkpoint-3"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"strategy": "deepspeed"}, "strategy='deepspeed' cannot be used. Choose one of: auto"),
+        ({"strategy": "fsdp_cpu_offload"}, "cannot be used"),
+        ({"strategy": "ddp", "fsdp": True}, "contradict"),
+        ({"devices": 2, "auto_find_batch_size": True}, "needs a single process"),
+        ({"deepspeed": {"zero": 1}}, "never run"),
+        ({"fsdp": True, "devices": 2, "quantize": True, "lora": True}, "cannot be sharded"),
+        ({"fsdp": True, "fsdp_config": {"cpu_offload": True}}, "cannot hold cpu_offload=True"),
+    ],
+)
+def test_what_cannot_be_spread_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        HFTrainer()("no/such-model", [], use_cpu=True, **given)
+
+
+SCRIPT = """
+import os, sys
+from tests.loop.test_strategies import fit, SHORT
+trainer, model = fit(**SHORT, {call})
+with open(os.path.join(sys.argv[1], str(trainer.lightning.global_rank)), "w") as file:
+    file.write(repr((trainer.lightning.world_size, trainer.state.log_history[0]["loss"])))
+"""
+
+
+def started(how):
+    """Calls, command lines and environments of processes that make one run of two processes."""
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node"]
+    if how == "script":
+        return "strategy='ddp', devices=2", [([], {})]
+    if how == "torchrun":
+        return "", [([*launch, "2"], {})]
+    port = f"{find_free_network_port()}"
+    if how == "two nodes":
+        meeting = ["1", "--nnodes", "2", "--master_addr", "127.0.0.1", "--master_port", port]
+        return "", [([*launch, *meeting, "--node_rank", f"{rank}"], {}) for rank in range(2)]
+    job = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1"}
+    job |= {"SLURM_JOB_ID": "7", "SLURM_NODEID": "0", "MASTER_PORT": port}
+    ranks = [{"SLURM_PROCID": f"{rank}", "SLURM_LOCALID": f"{rank}"} for rank in range(2)]
+    return "", [([], {**job, **rank}) for rank in ranks]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["script", "torchrun", "two nodes", "slurm"])
+def test_plain_script(how, tmp_path):
+    """It has no `if __name__ == "__main__":`."""
+    call, commands = started(how)
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(call=call))
+    root = Path(__file__).parents[2]
+    shared = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, *launcher, str(script), str(tmp_path)],
+            env={**shared, **environment},
+            start_new_session=True,
+        )
+        for launcher, environment in commands
+    ]
+    try:
+        assert [process.wait(90) for process in running] == [0] * len(running)
+    finally:
+        for process in running:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    loss = fit(**SHORT, per_device_train_batch_size=8)[0].state.log_history[0]["loss"]
+    for rank in range(2):
+        world, found = eval((tmp_path / f"{rank}").read_text())
+        assert world == 2
+        assert found == pytest.approx(loss, abs=1e-6)
