@@ -14,10 +14,11 @@ import transformers
 from lightning.pytorch import Callback
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins import Precision
-from lightning.pytorch.strategies import SingleDeviceStrategy
-from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
-from transformers.training_args import OptimizerNames, ParallelMode, trainer_log_levels
+from lightning.pytorch.strategies import Strategy
+from transformers.trainer_utils import SaveStrategy
+from transformers.training_args import ParallelMode
 
+from hflit.checks import check, check_schedule, listed, raise_all, sharding_config
 from hflit.fields import DROPPED, FIELDS, FIXED, GONE, PASSED, PROCESSES, REFUSED, RENAMED, SHARED
 
 __all__ = ["FIELDS", "Arguments", "parse"]
@@ -55,8 +56,15 @@ class Arguments(transformers.TrainingArguments):
         self.report_to = self.report_to or "none"
         if isinstance(self.include_for_metrics, str):
             self.include_for_metrics = [self.include_for_metrics]
-        _check(vars(self))
+        if self.hub_token == "<HUB_TOKEN>":  # what to_dict puts in its place
+            self.hub_token = None
+        check(vars(self))
         super().__post_init__()
+        check_schedule(self)
+        config: Any = self.accelerator_config
+        counted = config.gradient_accumulation_kwargs or {}
+        if self.gradient_accumulation_steps == 1:
+            self.gradient_accumulation_steps = counted.get("num_steps", 1)
 
     def set_ranks(self, world_size: int, process_index: int, local_process_index: int) -> None:
         """Say how many processes run, and which one this is, of all and on its node."""
@@ -79,6 +87,33 @@ class Arguments(transformers.TrainingArguments):
     def parallel_mode(self) -> ParallelMode:
         """Whether this is one of several processes."""
         return ParallelMode.DISTRIBUTED if self.world_size > 1 else ParallelMode.NOT_PARALLEL
+
+    def strategy_options(self) -> dict[str, Any]:
+        """Options of Lightning's strategy for several processes; `timeout` in seconds.
+
+        Parameters that a loss leaves out are looked for, as transformers does. Only activation
+        checkpointing of the older kind, which runs a second backward, cannot stand that.
+        """
+        checkpointing: Any = self.activation_checkpointing and self.activation_checkpointing_kwargs
+        options = {
+            "find_unused_parameters": self.ddp_find_unused_parameters,
+            "bucket_cap_mb": self.ddp_bucket_cap_mb,
+            "broadcast_buffers": self.ddp_broadcast_buffers,
+            "process_group_backend": self.ddp_backend,
+            "timeout": self.ddp_timeout,
+        }
+        unused = not (checkpointing or {}).get("use_reentrant")
+        given = {name: value for name, value in options.items() if value is not None}
+        return {"find_unused_parameters": unused, **given}
+
+    @property
+    def shard_names(self) -> list[str] | None:
+        """Classes of the layers that `fsdp` gathers one by one; None for the model's own."""
+        names = sharding_config(self.fsdp_config).get("transformer_layer_cls_to_wrap")
+        return None if names is None else [n for each in listed(names) for n in each.split(",")]
+
+    def _process_fsdp_args(self) -> None:  # would set up accelerate's sharding
+        return None
 
     @property
     def should_save(self) -> bool:
@@ -106,14 +141,17 @@ def parse(
     """
     flag_names = {*PASSED, *SHARED, *PROCESSES, *REFUSED}
     known = {*RENAMED, *DROPPED, *GONE, *flag_names, *(FIELDS.keys() & DEFAULTS.keys())}
-    _raise(TypeError, [_unknown(name, {*known, *also}) for name in keywords if name not in known])
+    raise_all(
+        TypeError, [_unknown(name, {*known, *also}) for name in keywords if name not in known]
+    )
 
     given = {name: value for name, value in keywords.items() if name in flag_names}
     flags = {name: value for name, value in given.items() if value is not None}
     _check_flags(flags)
     arguments = _agree(_renamed(keywords), flags)
-    _check({**DEFAULTS, **arguments})
-    _raise(NotImplementedError, _pending(arguments, flags))
+    check({**DEFAULTS, **arguments})
+    if arguments.get("fp16"):
+        raise NotImplementedError("fp16=True is not built yet: it comes with half precision.")
     args = Arguments(**arguments)
     return args, _trainer_flags(args, arguments, flags)
 
@@ -124,96 +162,12 @@ DEFAULTS: dict[str, Any] = {
     else field.default_factory()
     for field in dataclasses.fields(Arguments)
 }
-CHOICES: dict[str, list[Any]] = {
-    "optim": [member.value for member in OptimizerNames],
-    "lr_scheduler_type": [member.value for member in SchedulerType],
-    "logging_strategy": [member.value for member in IntervalStrategy],
-    "eval_strategy": [member.value for member in IntervalStrategy],
-    "save_strategy": [member.value for member in SaveStrategy],
-    "hub_strategy": [member.value for member in HubStrategy],
-    "train_sampling_strategy": ["random", "sequential", "group_by_length", "batch_rebalance"],
-    "log_level": list(trainer_log_levels),
-    "log_level_replica": list(trainer_log_levels),
-    "include_num_input_tokens_seen": ["no", "all", "non_padding", True, False],
-}
-FOREIGN_OPTIMIZERS = {
-    "lomo": "updates weights inside its own backward pass",
-    "adalomo": "updates weights inside its own backward pass",
-    "adamw_torch_xla": "needs a TPU",
-    "adamw_torch_npu_fused": "needs an Ascend NPU",
-}
-OPTIMIZERS_WITHOUT_OPTIONS = (
-    *("adamw_torch", "adamw_torch_fused", "adafactor", "adamw_8bit", "adamw_bnb_8bit"),
-    *("paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit", "lion_32bit"),
-    *("paged_lion_8bit", "paged_lion_32bit"),
-)
+STRATEGY_OPTIONS = tuple(name for name in FIELDS if name.startswith("ddp_"))
 PRECISIONS = (
     *("32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true", "16-true"),
     *("transformer-engine", "transformer-engine-float16"),
 )
 SHORT_PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "64": "64-true"}
-
-
-def _check(values: Mapping[str, Any]) -> None:
-    """Refuse what transformers would take in silence and then do otherwise."""
-    plain = {name: getattr(value, "value", value) for name, value in values.items()}  # of enums
-    get = plain.get
-    problems = [
-        f"Unknown {name}={plain[name]!r}. Choose one of: {', '.join(map(str, choices))}."
-        for name, choices in CHOICES.items()
-        if name in plain and plain[name] not in choices
-    ]
-
-    def refuse(wrong: Any, message: str) -> None:
-        if wrong:
-            problems.append(message)
-
-    optim, schedule = f"{get('optim')}", get("lr_scheduler_type")
-    options, modules, wanted = map(
-        get, ("optim_args", "optim_target_modules", "include_for_metrics")
-    )
-    refuse(get("max_steps") == 0, "max_steps=0 trains nothing. Give 1 or more, or leave it out.")
-    refuse(
-        (accumulation := get("gradient_accumulation_steps", 1)) < 1,
-        f"gradient_accumulation_steps={accumulation!r} must be 1 or more: an update needs a batch.",
-    )
-    refuse(
-        optim in FOREIGN_OPTIMIZERS,
-        f"{optim=} {FOREIGN_OPTIMIZERS.get(optim)}. Choose another, such as 'adamw_torch'.",
-    )
-    refuse(
-        options and optim in OPTIMIZERS_WITHOUT_OPTIONS,
-        f"optim_args={options!r} is ignored by {optim=}. Leave it out.",
-    )
-    refuse(
-        modules and not optim.startswith(("galore", "apollo")),
-        f"optim_target_modules={modules!r} is read by galore and apollo, not by {optim=}. "
-        "Leave it out.",
-    )
-    refuse(
-        get("lr_scheduler_kwargs") and schedule in ("constant", "constant_with_warmup"),
-        f"lr_scheduler_kwargs={get('lr_scheduler_kwargs')!r} is ignored by "
-        f"lr_scheduler_type={schedule!r}. Leave it out.",
-    )
-    refuse(
-        not {"inputs", "loss"}.issuperset(_listed(wanted)),
-        f"include_for_metrics={wanted!r} may hold 'inputs' and 'loss', nothing else.",
-    )
-    refuse(
-        get("fp16") and (get("use_cpu") or not torch.accelerator.is_available()),
-        "fp16=True, or precision='16-mixed', needs an accelerator. Use bf16=True on the CPU.",
-    )
-    refuse(
-        get("liger_kernel_config") and not get("use_liger_kernel"),
-        "liger_kernel_config is ignored without use_liger_kernel=True. Give both or none.",
-    )
-    refuse("tpu_metrics_debug" in f"{get('debug')}", "debug='tpu_metrics_debug' needs a TPU.")
-    refuse(
-        get("parallelism_config") is not None,
-        "parallelism_config cannot be used: its splits need sharding code made for each model. "
-        "Use fsdp=True.",
-    )
-    _raise(ValueError, problems)
 
 
 def _check_flags(flags: Mapping[str, Any]) -> None:
@@ -226,10 +180,10 @@ def _check_flags(flags: Mapping[str, Any]) -> None:
     precision = flags.get("precision", "32-true")
     if _long(precision) not in PRECISIONS:
         problems.append(f"Unknown {precision=}. Choose one of: {', '.join(PRECISIONS)}.")
-    if any(isinstance(plugin, Precision) for plugin in _listed(flags.get("plugins"))):
+    if any(isinstance(plugin, Precision) for plugin in listed(flags.get("plugins"))):
         problems.append("plugins holds a precision. Name it with precision=... instead.")
-    _raise(ValueError, problems)
-    for callback in _listed(flags.get("callbacks")):
+    raise_all(ValueError, problems)
+    for callback in listed(flags.get("callbacks")):
         kind = callback if isinstance(callback, type) else type(callback)
         # As transformers' Trainer does, take its callbacks as classes too.
         if not issubclass(kind, transformers.TrainerCallback) and not isinstance(
@@ -304,6 +258,13 @@ def _agree(arguments: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, 
     shown = flags.get("enable_progress_bar")
     if shown is not None and agreed.get("disable_tqdm") is shown:
         same("enable_progress_bar", "disable_tqdm", not shown)
+    if f"{flags.get('strategy')}".startswith("fsdp"):
+        agreed["fsdp"] = agreed.get("fsdp") or True
+    elif agreed.get("fsdp") and flags.get("strategy", "auto") != "auto":
+        same("strategy", "fsdp", None)
+    options = [name for name in STRATEGY_OPTIONS if agreed.get(name) not in (None, DEFAULTS[name])]
+    if options and isinstance(flags.get("strategy"), Strategy):
+        problems.append(f"{', '.join(options)}: give them to the strategy itself.")
     if flags.get("fast_dev_run"):
         same("fast_dev_run", "max_steps", int(flags["fast_dev_run"]))
     if agreed.get("full_determinism") and not flags.get("deterministic", True):
@@ -312,31 +273,8 @@ def _agree(arguments: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, 
         same("benchmark", "full_determinism", False)
     if flags.get("logger") is True and not agreed.get("output_dir"):
         problems.append("logger=True writes files. Give an output_dir, or a logger of your own.")
-    _raise(ValueError, problems)
+    raise_all(ValueError, problems)
     return agreed
-
-
-def _pending(arguments: Mapping[str, Any], flags: Mapping[str, Any]) -> list[str]:
-    """What was asked for and is not built yet, one sentence each."""
-    built = Arguments().to_dict()  # the defaults as they read back, such as [] for report_to
-    waiting = [
-        (_show(name, value), FIELDS[name].pending)
-        for name, value in arguments.items()
-        if FIELDS[name].pending
-        and not any(
-            value == fine for fine in (DEFAULTS[name], built[name], *FIELDS[name].supported)
-        )
-    ]
-    strategy, devices = flags.get("strategy", "auto"), flags.get("devices", "auto")
-    live = {
-        "strategy": isinstance(strategy, SingleDeviceStrategy)
-        or f"{strategy}".startswith(("auto", "single")),
-        "devices": devices in ("auto", "1", 1)
-        or (isinstance(devices, (list, tuple)) and len(devices) == 1),
-        "num_nodes": flags.get("num_nodes", 1) == 1,
-    }
-    waiting += [(_show(name, flags[name]), "several processes") for name in live if not live[name]]
-    return [f"{what} is not built yet: it comes with {feature}." for what, feature in waiting]
 
 
 def _trainer_flags(
@@ -344,17 +282,20 @@ def _trainer_flags(
 ) -> dict[str, Any]:
     """The flags for the Lightning Trainer, without max_epochs and max_steps."""
     half = "bf16-mixed" if args.bf16 else "16-mixed" if args.fp16 else "32-true"
-    devices = flags.get("devices", 1)
+    devices = flags.get("devices")
     trainer = {
         "accelerator": "cpu" if args.use_cpu else "auto",
         "logger": False,
         "enable_model_summary": False,
         **{name: value for name, value in flags.items() if name not in SHARED | REFUSED},
-        "devices": list(devices) if isinstance(devices, (list, tuple)) and not args.use_cpu else 1,
         "precision": _long(flags.get("precision", half)),
-        "callbacks": _listed(flags.get("callbacks")),
+        "callbacks": listed(flags.get("callbacks")),
         **FIXED,
     }
+    if isinstance(devices, (list, tuple)):
+        trainer["devices"] = len(devices) if args.use_cpu else list(devices)
+    if args.fsdp and flags.get("strategy", "auto") == "auto":
+        trainer["strategy"] = "fsdp"
     if flags.get("accelerator", "auto") != "auto":
         trainer["accelerator"] = flags["accelerator"]
     trainer |= {name: flags[name] for name in ("deterministic", "benchmark") if name in flags}
@@ -368,8 +309,7 @@ def _trainer_flags(
         trainer["default_root_dir"] = args.output_dir
     if batches := int(flags.get("fast_dev_run", 0)):
         # Spelled out, as Lightning's own switch would also turn its evaluation back on.
-        limits = ("limit_val_batches", "limit_test_batches", "limit_predict_batches")
-        trainer |= {"logger": False, **dict.fromkeys(limits, batches)}
+        trainer |= {"logger": False, "limit_val_batches": batches}
     return trainer
 
 
@@ -383,16 +323,5 @@ def _show(name: str, value: Any) -> str:
     return f"{name}=<hidden>" if name.endswith("_token") else f"{name}={value!r}"
 
 
-def _listed(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
 def _long(precision: Any) -> str:
     return SHORT_PRECISIONS.get(str(precision), str(precision))
-
-
-def _raise(error: type[Exception], problems: list[str]) -> None:
-    if problems:
-        raise error(" ".join(problems))

@@ -13,14 +13,10 @@ class Field(NamedTuple):
         disposition: mapped (an option of a library), module (task module), callback, datamodule,
             refuse (raises) or no-op (transformers' own Trainer never reads it either).
         how: One sentence for the docs: what is done with the field.
-        pending: The feature that will build it; until then a value that asks for it raises.
-        supported: Values of a pending field that work already, besides its default.
     """
 
     disposition: str
     how: str
-    pending: str | None = None
-    supported: tuple[Any, ...] = ()
 
 
 FIELDS: dict[str, Field] = {
@@ -34,18 +30,17 @@ FIELDS: dict[str, Field] = {
         "module", "The loss of a window is divided by the label tokens of all processes."
     ),
     "auto_find_batch_size": Field(
-        "module", "Retries with a smaller batch when memory runs out.", "automatic batch size"
+        "module", "Starts again with 9/10 of the batch when memory runs out."
     ),
     "train_sampling_strategy": Field(
-        "datamodule",
-        "Order of the training rows; an unknown name is refused.",
-        "length grouping",
-        supported=("random", "sequential"),
+        "datamodule", "Order of the training rows; an unknown name is refused."
     ),
     "length_column_name": Field(
-        "datamodule", "Column with the row lengths, for grouping.", "length grouping"
+        "datamodule", "Column with the row lengths, for grouping; else they are counted."
     ),
-    "remove_unused_columns": Field("datamodule", "Columns the model cannot take are left out."),
+    "remove_unused_columns": Field(
+        "datamodule", "Only the columns of the task are read, whatever it says."
+    ),
     "label_names": Field("module", "Batch keys that hold labels; found in forward by default."),
     # Steps and epochs
     "num_train_epochs": Field("mapped", "Sets the number of updates; 0.5 is half an epoch."),
@@ -66,13 +61,15 @@ FIELDS: dict[str, Field] = {
     "warmup_steps": Field("module", "Updates of warmup, or below 1 their share of the run."),
     # Precision
     "bf16": Field("mapped", "Forward under bfloat16 autocast: precision='bf16-mixed'."),
-    "fp16": Field("mapped", "Forward under float16 autocast, with a scaler.", "half precision"),
-    "bf16_full_eval": Field("module", "Evaluates in bfloat16 weights.", "half precision"),
-    "fp16_full_eval": Field("module", "Evaluates in float16 weights.", "half precision"),
+    "fp16": Field("refuse", "Refused: its gradient scaling is not built. Use bf16=True."),
+    "bf16_full_eval": Field(
+        "module", "Evaluates in bfloat16 weights, and goes back to the others."
+    ),
+    "fp16_full_eval": Field("module", "Evaluates in float16 weights, and goes back to the others."),
     "tf32": Field("mapped", "Switched in torch as soon as the arguments are built."),
     # Loss
     "label_smoothing_factor": Field("module", "Smooths labels as transformers does."),
-    "neftune_noise_alpha": Field("module", "Noise on the embeddings.", "argument coverage"),
+    "neftune_noise_alpha": Field("module", "Noise on the embeddings while the model trains."),
     "logging_nan_inf_filter": Field("module", "Keeps NaN and infinite losses out of the log."),
     "use_cache": Field("mapped", "Set in the model's config while it trains; not saved."),
     # Logging
@@ -81,19 +78,17 @@ FIELDS: dict[str, Field] = {
     "logging_first_step": Field("callback", "Also logs the first update."),
     "log_on_each_node": Field("mapped", "Chooses the processes that use log_level."),
     "include_num_input_tokens_seen": Field(
-        "module", "Counts input tokens for the log.", "argument coverage", supported=(False,)
+        "module", "Counts input tokens for the log, with or without padding."
     ),
     "log_level": Field("mapped", "Verbosity of transformers on the main process."),
     "log_level_replica": Field("mapped", "Verbosity of transformers on the other processes."),
     "disable_tqdm": Field("callback", "The opposite of enable_progress_bar."),
-    "report_to": Field(
-        "callback", "Runs the trackers of transformers.", "trackers", supported=(["none"], None)
-    ),
-    "run_name": Field("callback", "Name of the run for the trackers.", "trackers"),
-    "project": Field("callback", "Project of the run for Trackio.", "trackers"),
-    "trackio_space_id": Field("callback", "Passed to Trackio.", "trackers"),
-    "trackio_bucket_id": Field("callback", "Passed to Trackio.", "trackers"),
-    "trackio_static_space_id": Field("callback", "Passed to Trackio.", "trackers"),
+    "report_to": Field("callback", "Runs the trackers of transformers."),
+    "run_name": Field("callback", "Name of the run for the trackers."),
+    "project": Field("callback", "Project of the run for Trackio."),
+    "trackio_space_id": Field("callback", "Passed to Trackio."),
+    "trackio_bucket_id": Field("callback", "Passed to Trackio."),
+    "trackio_static_space_id": Field("callback", "Passed to Trackio."),
     # Evaluation
     "eval_strategy": Field("callback", "Decides when the validation data are evaluated."),
     "eval_steps": Field("callback", "Updates between evaluations; logging_steps by default."),
@@ -102,50 +97,52 @@ FIELDS: dict[str, Field] = {
     "prediction_loss_only": Field("module", "Evaluation keeps only the losses."),
     "eval_do_concat_batches": Field("module", "False hands the metrics one array per batch."),
     "eval_use_gather_object": Field(
-        "module", "Gathers predictions of any type.", "argument coverage"
+        "module", "Gathers predictions of any type; one process has nothing to gather."
     ),
     "eval_accumulation_steps": Field("module", "Evaluation batches kept on the device."),
     "include_for_metrics": Field("module", "Adds inputs or loss to what the metrics get."),
     "batch_eval_metrics": Field("module", "Calls the metrics after each batch."),
     # Saving, best model, resume
     "output_dir": Field("mapped", "Where everything is written; without it nothing is."),
-    "save_strategy": Field("callback", "Decides when a checkpoint is written.", "checkpoints"),
-    "save_steps": Field("callback", "Updates between checkpoints.", "checkpoints"),
-    "save_total_limit": Field("callback", "Checkpoints to keep.", "checkpoints"),
-    "save_only_model": Field("callback", "Checkpoints hold only the model.", "checkpoints"),
-    "save_on_each_node": Field("callback", "Every node writes its own files.", "checkpoints"),
-    "enable_jit_checkpoint": Field("callback", "Writes a checkpoint on SIGTERM.", "checkpoints"),
-    "load_best_model_at_end": Field("callback", "Ends on the best weights.", "checkpoints"),
+    "save_strategy": Field("callback", "Decides when a checkpoint is written."),
+    "save_steps": Field("callback", "Updates between checkpoints, or their share of the run."),
+    "save_total_limit": Field(
+        "callback", "Checkpoints to keep; the newest and the best always stay."
+    ),
+    "save_only_model": Field("callback", "Checkpoints to use, but not to resume."),
+    "save_on_each_node": Field("callback", "Every node writes its own files."),
+    "enable_jit_checkpoint": Field(
+        "callback", "Writes a checkpoint on SIGTERM and Ctrl-C, whatever save_strategy says."
+    ),
+    "load_best_model_at_end": Field("callback", "Ends on the best weights."),
     "metric_for_best_model": Field("callback", "Figure that decides which evaluation is best."),
     "greater_is_better": Field("callback", "Direction of that figure; found from its name."),
-    "resume_from_checkpoint": Field("mapped", "Another name for checkpoint=.", "checkpoints"),
-    "ignore_data_skip": Field("datamodule", "Resumes at the start of an epoch.", "checkpoints"),
+    "resume_from_checkpoint": Field("mapped", "Another name for checkpoint=."),
+    "ignore_data_skip": Field("datamodule", "Resumes at the start of an epoch."),
     "restore_callback_states_from_checkpoint": Field(
-        "callback", "Callbacks go on from their saved state.", "checkpoints"
+        "callback", "Callbacks go on from their saved state."
     ),
     # Reproducibility and device
     "seed": Field("module", "Set before the model is loaded and again before training."),
     "data_seed": Field("datamodule", "Seed of the order of rows; seed by default."),
     "full_determinism": Field(
-        "mapped", "Deterministic kernels in torch and in Lightning.", "argument coverage"
+        "mapped", "Deterministic kernels in torch and in Lightning, for the time of the run."
     ),
     "use_cpu": Field("mapped", "accelerator='cpu'; True where torch finds no accelerator."),
     # Distributed
-    "ddp_find_unused_parameters": Field("mapped", "Passed to DDP.", "several processes"),
-    "ddp_bucket_cap_mb": Field("mapped", "Passed to DDP.", "several processes"),
-    "ddp_broadcast_buffers": Field("mapped", "Passed to DDP.", "several processes"),
-    "ddp_static_graph": Field("mapped", "Passed to DDP.", "several processes"),
-    "ddp_backend": Field("mapped", "Backend of the process group.", "several processes"),
-    "ddp_timeout": Field("mapped", "Timeout of the process group.", "several processes"),
-    "fsdp": Field("mapped", "Shards weights over the processes.", "several processes"),
-    "fsdp_config": Field("mapped", "Options of the sharding.", "several processes"),
-    "deepspeed": Field("mapped", "DeepSpeed configuration.", "several processes"),
+    "ddp_find_unused_parameters": Field("mapped", "Passed to DDP; True by default."),
+    "ddp_bucket_cap_mb": Field("mapped", "Passed to DDP."),
+    "ddp_broadcast_buffers": Field("mapped", "Passed to DDP."),
+    "ddp_static_graph": Field("mapped", "Passed to DDP."),
+    "ddp_backend": Field("mapped", "Backend of the process group."),
+    "ddp_timeout": Field("mapped", "Timeout of the process group."),
+    "fsdp": Field("mapped", "Shards weights over the processes."),
+    "fsdp_config": Field("mapped", "Options of the sharding."),
+    "deepspeed": Field("refuse", "Refused: it was never run here. fsdp shards weights too."),
     "parallelism_config": Field(
         "refuse", "Refused: its splits need sharding code made for each model."
     ),
-    "accelerator_config": Field(
-        "datamodule", "How batches are dealt to processes.", "argument coverage"
-    ),
+    "accelerator_config": Field("datamodule", "How batches are dealt to processes."),
     "local_rank": Field("no-op", "The rank comes from the environment."),
     # Dataloader
     "dataloader_drop_last": Field("datamodule", "Leaves out the last, smaller batch."),
@@ -156,41 +153,31 @@ FIELDS: dict[str, Field] = {
     "dataloader_multiprocessing_context": Field("datamodule", "How workers are started."),
     "dataloader_in_order": Field("datamodule", "Batches come in the order they were asked for."),
     # Compile, kernels, memory
-    "torch_compile": Field("mapped", "Compiles the model in place.", "argument coverage"),
-    "torch_compile_backend": Field("mapped", "Passed to the compiler.", "argument coverage"),
-    "torch_compile_mode": Field("mapped", "Passed to the compiler.", "argument coverage"),
-    "activation_checkpointing": Field(
-        "mapped", "Computes activations again to save memory.", "argument coverage"
-    ),
-    "activation_checkpointing_kwargs": Field(
-        "mapped", "Passed to activation checkpointing.", "argument coverage"
-    ),
-    "gradient_checkpointing": Field(
-        "mapped", "Older name of activation_checkpointing.", "argument coverage"
-    ),
+    "torch_compile": Field("mapped", "Compiles the model in place."),
+    "torch_compile_backend": Field("mapped", "Passed to the compiler."),
+    "torch_compile_mode": Field("mapped", "Passed to the compiler."),
+    "activation_checkpointing": Field("mapped", "Computes activations again to save memory."),
+    "activation_checkpointing_kwargs": Field("mapped", "Passed to activation checkpointing."),
+    "gradient_checkpointing": Field("mapped", "Older name of activation_checkpointing."),
     "gradient_checkpointing_kwargs": Field(
-        "mapped", "Older name of activation_checkpointing_kwargs.", "argument coverage"
+        "mapped", "Older name of activation_checkpointing_kwargs."
     ),
-    "use_liger_kernel": Field("module", "Replaces layers by Liger kernels.", "argument coverage"),
-    "liger_kernel_config": Field(
-        "module", "Options of these kernels; refused without them.", "argument coverage"
+    "use_liger_kernel": Field(
+        "module", "Replaces layers by Liger kernels, which must be installed."
     ),
-    "torch_empty_cache_steps": Field(
-        "module", "Updates between emptyings of the device cache.", "argument coverage"
-    ),
+    "liger_kernel_config": Field("module", "Options of these kernels; refused without them."),
+    "torch_empty_cache_steps": Field("module", "Updates between emptyings of the device cache."),
     # Hub
-    "push_to_hub": Field("callback", "Uploads what is saved.", "hub"),
-    "hub_token": Field("callback", "Token of the upload; never logged, never saved.", "hub"),
-    "hub_private_repo": Field("callback", "Whether a new repository is private.", "hub"),
-    "hub_model_id": Field("callback", "Repository; the name of output_dir by default.", "hub"),
-    "hub_strategy": Field("callback", "What is uploaded, and when.", "hub"),
-    "hub_always_push": Field("callback", "Uploads even while an upload is running.", "hub"),
-    "hub_revision": Field("callback", "Branch of the upload.", "hub"),
+    "push_to_hub": Field("callback", "Uploads output_dir to the Hugging Face Hub."),
+    "hub_token": Field("callback", "Token of the upload; never logged, never saved."),
+    "hub_private_repo": Field("callback", "Whether a new repository is private."),
+    "hub_model_id": Field("callback", "Repository; the name of output_dir by default."),
+    "hub_strategy": Field("callback", "What is uploaded, and when."),
+    "hub_always_push": Field("callback", "Uploads even while an upload is running."),
+    "hub_revision": Field("callback", "Branch of the upload."),
     # Misc
-    "debug": Field("module", "Reports overflow in the layers.", "argument coverage"),
-    "skip_memory_metrics": Field(
-        "callback", "False adds memory figures to the metrics.", "argument coverage"
-    ),
+    "debug": Field("module", "underflow_overflow stops at the first inf or NaN in a layer."),
+    "skip_memory_metrics": Field("callback", "False adds memory figures to the metrics."),
     "do_train": Field("no-op", "A switch for scripts."),
     "do_eval": Field("no-op", "A switch for scripts."),
     "do_predict": Field("no-op", "A switch for scripts."),
@@ -291,8 +278,8 @@ PASSED = frozenset(
     {
         *("logger", "callbacks", "profiler", "plugins", "max_time", "inference_mode"),
         # limit_train_batches counts updates, as a Lightning batch is a whole window.
-        *("limit_train_batches", "limit_val_batches", "limit_test_batches"),
-        *("limit_predict_batches", "detect_anomaly", "barebones", "sync_batchnorm"),
+        *("limit_train_batches", "limit_val_batches"),
+        *("detect_anomaly", "barebones", "sync_batchnorm"),
         *("enable_model_summary", "enable_autolog_hparams"),
     }
 )
@@ -307,7 +294,7 @@ SHARED: dict[str, str] = {
     "fast_dev_run": "max_steps",
 }
 
-# Live for one process only.
+# Which processes run.
 PROCESSES = frozenset({"strategy", "devices", "num_nodes"})
 
 # Flag -> what to do instead.
@@ -325,6 +312,8 @@ REFUSED: dict[str, str] = {
     "default_root_dir": "Use output_dir.",
     "enable_checkpointing": "Use save_strategy.",
     "model_registry": "Use push_to_hub=True with hub_model_id.",
+    "limit_test_batches": "The call trains and evaluates. Use limit_val_batches.",
+    "limit_predict_batches": "The call trains and evaluates. Use limit_val_batches.",
     "overfit_batches": "Use limit_train_batches and train_sampling_strategy='sequential'.",
     "use_distributed_sampler": "Leave it out: hflit deals the rows to the processes itself.",
     "reload_dataloaders_every_n_epochs": "Train again with the new rows and the returned model.",

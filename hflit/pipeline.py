@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import logging
+import inspect
 import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
 
+import datasets
 import lightning.pytorch as L
 from transformers import (
     PreTrainedModel,
@@ -19,16 +21,38 @@ from transformers import (
     TrainerState,
     set_seed,
 )
-from transformers.trainer_utils import align_special_tokens
+from transformers.trainer_utils import align_special_tokens, enable_full_determinism
 
+from hflit.adapters import (
+    add_adapter,
+    check_adapter,
+    lora_config,
+    merged,
+    quantization_config,
+    weight_figures,
+)
 from hflit.arguments import Arguments, parse
 from hflit.artifacts import save_artifacts
+from hflit.checks import listed
 from hflit.data import DataModule, data_module
-from hflit.loading import check_teacher, classifier_names, load_base, resolve_maxlength
+from hflit.loading import Base, check_teacher, classifier_names, load_base, resolve_maxlength
 from hflit.loop.bridge import Bridge
+from hflit.loop.checkpoints import Checkpoints
 from hflit.loop.evaluation import evaluate
+from hflit.loop.hub import HubUpload
+from hflit.loop.memory import fit_in_memory
 from hflit.loop.precision import ForwardPrecision
 from hflit.loop.progress import ProgressBar
+from hflit.loop.resume import FIXED_ARGUMENTS, find, load_weights
+from hflit.loop.stops import Stops
+from hflit.loop.strategies import Processes, check_processes, run_in_processes, spread
+from hflit.loop.switches import model_switched, process_switched
+from hflit.loop.trackers import make_trackers
+from hflit.predict import predictions
+from hflit.ranks import from_first
+from hflit.report.card import write_card
+from hflit.report.facts import data_facts, run_facts
+from hflit.saved import Saved, save_run
 from hflit.tasks import TASKS, TaskModule
 from hflit.tasks.distillation import Distillation
 
@@ -43,8 +67,6 @@ OPTIONS = {
     "generation_max_length": None,
     "generation_num_beams": None,
 }
-# Arguments of the call that are accepted already and built later.
-PENDING = ("checkpoint", "quantize", "lora")
 
 
 class HFTrainer:
@@ -52,12 +74,14 @@ class HFTrainer:
 
     After a call, `state` is the `TrainerState` of the run (`global_step`, `log_history`,
     `best_metric`, ...), `metrics` its last `train_*` and `eval_*` figures, and `lightning` the
-    Lightning Trainer that ran it.
+    Lightning Trainer that ran it, but where the call started processes of their own for it.
+    `predict` asks the trained model.
     """
 
     state: TrainerState
     metrics: dict[str, float]
     lightning: L.Trainer
+    saved: Saved
 
     def __call__(
         self,
@@ -71,9 +95,10 @@ class HFTrainer:
         prefix: str | None = None,
         metrics: Callable[..., dict[str, Any]] | str | None = None,
         tokenizers: int | bool | None = None,
-        checkpoint: bool | str | None = None,
+        checkpoint: bool | str | os.PathLike[str] | None = None,
         quantize: Any = None,
         lora: Any = None,
+        merge_adapter: bool = False,
         merge: str | None = "concat",
         teacher: Any = None,
         distillation: tuple[float, float] = (1.0, 0.5),
@@ -90,9 +115,11 @@ class HFTrainer:
         """Train a model on labelled rows.
 
         Args:
-            base: Hub id, local folder, or `(model, tokenizer)`, which is trained in place.
+            base: Hub id, local folder, or `(model, tokenizer)`, which is trained in place; with
+                `lora` it stays as it is.
             train: Rows to learn from: `datasets.Dataset`, `IterableDataset` (with `max_steps`) or
-                `DatasetDict`, pandas or polars DataFrame, iterable of dicts.
+                `DatasetDict`, pandas or polars DataFrame, iterable of dicts; or the name of a file
+                (csv, tsv, json, jsonl, parquet, arrow, txt), a folder or a data set of the Hub.
             validation: Rows to evaluate on, the same kinds; None for no evaluation.
             columns: Column names by task; for text-classification text, second text or None,
                 label.
@@ -103,9 +130,16 @@ class HFTrainer:
             metrics: Function from `transformers.EvalPrediction` to a dict, or `"auto"` for the
                 task's own metrics.
             tokenizers: Processes that tokenize; True for one per core.
-            checkpoint: Not built yet.
-            quantize: Not built yet.
-            lora: Not built yet.
+            checkpoint: Go on from this `checkpoint-N` folder, as if the run had never stopped; True
+                for the newest whole one in `output_dir`.
+            quantize: Load the base with quantized weights, on a CPU too: True for 4 bits (nf4,
+                quantized twice), a dict to change that (`{"load_in_8bit": True}`), or a
+                `transformers.BitsAndBytesConfig`. Quantized weights do not learn.
+            lora: Learn low-rank changes of the weights, and the head of the task in full: True
+                for r=16, alpha=8 and dropout 0.05 on all linear layers, a dict to change that, or
+                a `peft.LoraConfig`. Returns and saves a `PeftModel`.
+            merge_adapter: Add what LoRA learned to the weights at the end, for a plain model.
+                Quantized weights become floats for that, as rounded as they were in training.
             merge: How texts fill rows (language tasks).
             teacher: Model to distil from, given as `base` is: one of the same task, vocabulary and
                 classes.
@@ -135,72 +169,168 @@ class HFTrainer:
             NotImplementedError: The argument belongs to a feature that is not built yet.
         """
         given = {name: value for name, value in locals().items() if name not in ("self", "args")}
-        task_class = _check_request(given)
+        task_class = check_request(given)
+        adapter = lora_config(lora, task_class.lora_type)
         arguments, flags = parse(args, also=given)
-        if validation is None and (arguments.eval_strategy != "no" or arguments.eval_on_start):
-            raise ValueError("eval_strategy and eval_on_start evaluate on validation=: pass it.")
+        check_evaluation(arguments, validation, metrics)
+        with process_switched(arguments):
+            processes = spread(flags, arguments.strategy_options())
+        check_processes(arguments, processes.world, quantize)
+        if processes.start is not None:
+            return self._call_in_processes(processes, given, args)
+        arguments.set_ranks(*processes[:3])
+        resumed = find(checkpoint, arguments)
+        quantization = quantization_config(quantize, arguments.device)
+        hub = HubUpload()
+        flags["callbacks"] = [
+            *make_trackers(arguments),
+            *flags["callbacks"],
+            *([hub] if arguments.push_to_hub else []),
+        ]
+        seed = enable_full_determinism if arguments.full_determinism else set_seed
 
-        with _log_level(arguments):
-            start = load_base(base)
-            options = {
-                **given,
-                "head": classifier_names(start),
-                "tokenizer": start.tokenizer,
-            }
-            if "target_maxlength" in task_class.options:
-                options["target_maxlength"] = resolve_maxlength(
-                    target_maxlength, start, "target_maxlength"
-                )
-            tokenization = task_class.tokenization(
-                start.tokenizer,
-                columns,
-                resolve_maxlength(maxlength, start),
-                **{name: options[name] for name in task_class.tokenization.options},
-                **task_class.tokenization_settings,
+        with process_switched(arguments):
+            start = replace(
+                load_base(base),
+                quantization=quantization,
+                device=arguments.device,
+                is_adapted=adapter is not None,
             )
-            data = data_module(
-                train,
-                validation,
-                tokenization=tokenization,
-                args=arguments,
-                tokenizers=os.cpu_count() if tokenizers is True else tokenizers or None,
-                tokenizebatch=tokenizebatch,
-                cache=cache,
-                parity=parity,
-            )
+            if quantization is not None and hasattr(start.config, "quantization_config"):
+                warnings.warn("base is quantized already; quantize= changes nothing.", stacklevel=2)
+                start = replace(start, quantization=None)
+            options, data = read_data(start, task_class, given, arguments)
             data.setup()
-            length = _length(arguments, flags, data)
+            length = run_length(arguments, flags, data)
+            run = {"task": task, "model": start.config.model_type, **_run(arguments, data)}
+            if resumed is not None:
+                resumed.check(run)
+                data.start = resumed.place(length.windows, arguments.ignore_data_skip)
 
-            changes = tokenization.config_changes(start.config)
+            changes = data.tokenization.config_changes(start.config)
             task_class.check_arguments(arguments, changes)
             school = None if teacher is None else load_base(teacher)
             if school is not None:
                 check_teacher(school, start, task_class.auto_model, changes)
 
-            set_seed(arguments.seed)
+            seed(arguments.seed)
             model = task_class.load(start, changes)
+            if not parity:
+                task_class.start_head(model, data.tokens["train"])
             align_special_tokens(model, start.tokenizer)
+            if adapter is not None:
+                model = task_class.each_model(model, partial(add_adapter, config=adapter))
             own = {name: options[name] for name in task_class.options}
             if school is not None:
                 own["distillation"] = Distillation(task_class.load(school, {}), *distillation)
             module = task_class(model, arguments, parity, **own)
-            bridge, trainer = _lightning(arguments, flags, length, module, data, metrics)
+            if resumed is not None:
+                load_weights(model, resumed.folder)
+            seed(arguments.seed)
+            stops = Stops()
 
-            model.train()
-            set_seed(arguments.seed)
-            with _cache_switched(model.config, arguments.use_cache):
-                trainer.fit(module, data)
-
-            self.lightning, self.state, self.metrics = trainer, bridge.state, bridge.metrics
-            model.eval()
-            if arguments.output_dir and arguments.should_save:
-                save_artifacts(
-                    arguments.output_dir, model, start.tokenizer, bridge.state, arguments
+            def fit() -> tuple[Bridge, L.Trainer]:
+                length = run_length(arguments, flags, data)
+                checkpoints = Checkpoints(arguments, model, start.tokenizer, run, resumed)
+                bridge, trainer = _lightning(
+                    arguments, {**flags}, length, module, data, metrics, checkpoints, stops
                 )
+                bridge.metrics.update(weight_figures(model))
+                model.train()
+                model.zero_grad()
+                if not parity:  # after a lack of memory transformers goes on with its numbers
+                    seed(arguments.seed)
+                trainer.fit(module, data)
+                return bridge, trainer
+
+            with stops.noted():
+                with model_switched(model, arguments):
+                    bridge, trainer = fit_in_memory(fit, model, arguments)
+
+                self.lightning, self.state, self.metrics = trainer, bridge.state, bridge.metrics
+                if merge_adapter:
+                    model = task_class.each_model(model, merged)
+                model.eval()
+                facts = run_facts(HFTrainer.__call__, given, args, data, arguments.seed)
+                self.saved = Saved(task, model, start.tokenizer, facts)
+                if arguments.should_save:
+                    folder = arguments.output_dir or ""
+                    save_artifacts(folder, model, start.tokenizer, bridge.state, arguments)
+                    facts["splits"] = {split: data_facts(data, split) for split in data.tokens}
+                    save_run(folder, facts)
+                    write_card(folder, facts, self.state.log_history, self.metrics)
+                    hub.finish(arguments)
+                from_first(None, processes.world)  # all of output_dir is there
         return model, start.tokenizer
 
+    def _call_in_processes(
+        self, processes: Processes, given: dict[str, Any], args: dict[str, Any]
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The same call in new processes; the first of them tells how it went."""
+        told = run_in_processes(processes, type(self), {**given, **args})
+        model, tokenizer, self.state, self.metrics, settings = told
+        base = given["base"]
+        if isinstance(base, (list, tuple)) and not given["lora"]:
+            trained = model
+            model = base[0].eval()
+            model.config = trained.config
+            model.load_state_dict(trained.state_dict())
+        self.saved = Saved(given["task"], model, tokenizer, settings)
+        return model, tokenizer
 
-def _check_request(given: dict[str, Any]) -> type[TaskModule]:
+    def predict(
+        self, rows: Any, columns: list[str] | None = None, batch_size: int = 32
+    ) -> list[dict[str, Any]]:
+        """What the trained model says about each row, in their order; see `predictions`.
+
+        Args:
+            rows: What the call takes as `train`; labels are not read.
+            columns: Columns of text; by default those of the training rows.
+            batch_size: Rows that the model reads at a time.
+        """
+        return list(predictions(self.saved, rows, columns, batch_size))
+
+
+def read_data(
+    start: Base, task_class: type[TaskModule], given: dict[str, Any], args: Arguments
+) -> tuple[dict[str, Any], DataModule]:
+    """The data of a run, which nothing has been read of yet.
+
+    Args:
+        start: What the run starts from.
+        task_class: Its task.
+        given: The arguments of the call, by name.
+        args: Batch sizes, seeds and loader options.
+
+    Returns:
+        What the task and its tokenization can be given, by name, and the data module.
+    """
+    options = {**given, "head": classifier_names(start), "tokenizer": start.tokenizer}
+    if "target_maxlength" in task_class.options:
+        options["target_maxlength"] = resolve_maxlength(
+            given["target_maxlength"], start, "target_maxlength"
+        )
+    tokenization = task_class.tokenization(
+        start.tokenizer,
+        given["columns"],
+        resolve_maxlength(given["maxlength"], start),
+        **{name: options[name] for name in task_class.tokenization.options},
+        **task_class.tokenization_settings,
+    )
+    tokenizers = given["tokenizers"]
+    data = data_module(
+        given["train"],
+        given["validation"],
+        tokenization=tokenization,
+        args=args,
+        tokenizers=os.cpu_count() if tokenizers is True else tokenizers or None,
+        **{name: given[name] for name in ("tokenizebatch", "cache", "parity")},
+    )
+    return options, data
+
+
+def check_request(given: dict[str, Any]) -> type[TaskModule]:
+    """The task that a call names; ValueError if its arguments contradict each other."""
     task = given["task"]
     if task not in TASKS:
         raise ValueError(f"Unknown task {task!r}. Choose one of: {', '.join(TASKS)}.")
@@ -216,9 +346,8 @@ def _check_request(given: dict[str, Any]) -> type[TaskModule]:
         )
     if given["teacher"] is not None and given["parity"]:
         raise ValueError("parity=True does what transformers.Trainer does, and it has no teacher.")
-    pending = [name for name in PENDING if given[name] not in (None, False)]
-    if pending:
-        raise NotImplementedError(f"Not built yet: {', '.join(f'{name}=' for name in pending)}.")
+    named = ("base", "quantize", "lora", "merge_adapter", "parity")
+    check_adapter(*(given[name] for name in named))
     if (
         given["metrics"] is not None
         and given["metrics"] != "auto"
@@ -231,13 +360,30 @@ def _check_request(given: dict[str, Any]) -> type[TaskModule]:
     return TASKS[task]
 
 
+def check_evaluation(args: Arguments, validation: Any, metrics: Any) -> None:
+    """Raise ValueError if arguments about evaluation have nothing to work on."""
+    if validation is None and (args.eval_strategy != "no" or args.eval_on_start):
+        raise ValueError("eval_strategy and eval_on_start evaluate on validation=: pass it.")
+    if (
+        args.batch_eval_metrics
+        and callable(metrics)
+        and "compute_result" not in inspect.signature(metrics).parameters
+    ):
+        raise ValueError(
+            "batch_eval_metrics=True calls metrics after each batch: it must take compute_result, "
+            "which is True after the last one."
+        )
+
+
 def _lightning(
     args: Arguments,
     flags: dict[str, Any],
-    length: tuple[int, int],
+    length: Length,
     module: TaskModule,
     data: DataModule,
     metrics: Callable[..., dict[str, Any]] | str | None,
+    checkpoints: Checkpoints,
+    stops: Stops,
 ) -> tuple[Bridge, L.Trainer]:
     """The Lightning Trainer of a run, and the bridge to transformers' callbacks inside it."""
     callbacks = flags.pop("callbacks")
@@ -248,29 +394,44 @@ def _lightning(
             own: Any = metrics
             if metrics == "auto":
                 own = module.metrics(data.rows["validation"])
-            return evaluate(module, data.val_dataloader(), args, own, on_batch)
+            limit = flags.get("limit_val_batches")
+            return evaluate(module, data.val_dataloader(), args, own, on_batch, limit)
 
     theirs = [callback for callback in callbacks if isinstance(callback, TrainerCallback)]
-    bridge = Bridge(args, module, data.tokenization.tokenizer, theirs, run_evaluation)
+    tokenizer = data.tokenization.tokenizer
+    bridge = Bridge(args, module, tokenizer, checkpoints, stops, theirs, run_evaluation)
     lightning: list[Any] = [c for c in callbacks if not isinstance(c, TrainerCallback)]
     show = flags.setdefault("enable_progress_bar", sys.stderr.isatty() and not args.disable_tqdm)
     if show:
         lightning.append(ProgressBar())
     if flags["precision"] in ("bf16-mixed", "16-mixed"):
         plugin = ForwardPrecision(flags.pop("precision"), "cuda" if not args.use_cpu else "cpu")
-        flags["plugins"] = [plugin, *_listed(flags.get("plugins"))]
-    epochs, steps = length
+        flags["plugins"] = [plugin, *listed(flags.get("plugins"))]
     return bridge, L.Trainer(
-        **flags, callbacks=[bridge, *lightning], max_epochs=epochs, max_steps=steps
+        **flags, callbacks=[bridge, *lightning], max_epochs=length.epochs, max_steps=length.steps
     )
 
 
-def _length(args: Arguments, flags: dict[str, Any], data: DataModule) -> tuple[int, int]:
-    """Epochs and updates of the run; a stream has no epochs to count (-1)."""
+class Length(NamedTuple):
+    """How long a run is.
+
+    Attributes:
+        windows: In an epoch; 0 for a stream, whose length is not known.
+        epochs: Passes over the rows; -1 for a stream, which is read again until the last update.
+        steps: Updates.
+    """
+
+    windows: int
+    epochs: int
+    steps: int
+
+
+def run_length(args: Arguments, flags: dict[str, Any], data: DataModule) -> Length:
+    """How long a run on some data is."""
     try:
         windows = len(data.train_dataloader())
     except TypeError:
-        return -1, args.max_steps
+        return Length(0, -1, args.max_steps)
     limit = flags.get("limit_train_batches")
     if limit is not None:
         windows = min(windows, limit) if isinstance(limit, int) else int(windows * limit)
@@ -279,42 +440,18 @@ def _length(args: Arguments, flags: dict[str, Any], data: DataModule) -> tuple[i
             "No batch is left to train on: see dataloader_drop_last and limit_train_batches."
         )
     if args.max_steps > 0:
-        return math.ceil(args.max_steps / windows), args.max_steps
-    return math.ceil(args.num_train_epochs), math.ceil(args.num_train_epochs * windows)
+        return Length(windows, math.ceil(args.max_steps / windows), args.max_steps)
+    steps = math.ceil(args.num_train_epochs * windows)
+    return Length(windows, math.ceil(args.num_train_epochs), steps)
 
 
-def _listed(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-@contextmanager
-def _log_level(args: Arguments) -> Iterator[None]:
-    """Let `log_level` rule what transformers and Lightning say, for the time of the run."""
-    theirs = [logging.getLogger(name) for name in ("lightning.pytorch", "transformers")]
-    before = [each.level for each in theirs]
-    for each in theirs:
-        each.setLevel(args.get_process_log_level())
-    try:
-        with warnings.catch_warnings():
-            # Lightning 2.6 asks torch for an old spelling at every fit; drop when it does not.
-            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
-            yield
-    finally:
-        for each, level in zip(theirs, before, strict=True):
-            each.setLevel(level)
-
-
-@contextmanager
-def _cache_switched(config: Any, use_cache: bool) -> Iterator[None]:
-    """Follow `use_cache` while training; what is saved keeps the model's own value."""
-    before = getattr(config, "use_cache", None)
-    config.use_cache = use_cache
-    try:
-        yield
-    finally:
-        if before is None:
-            del config.use_cache
-        else:
-            config.use_cache = before
+def _run(args: Arguments, data: DataModule) -> dict[str, Any]:
+    """What the rest of a run cannot change, in the words of the call."""
+    rows, values = data.tokens["train"], args.to_dict()
+    return {
+        "maxlength": data.tokenization.maxlength,
+        "rows": len(rows) if isinstance(rows, datasets.Dataset) else None,
+        "data": data.digest(),
+        "processes": args.world_size,
+        **{name: values[name] for name in FIXED_ARGUMENTS},
+    }

@@ -92,9 +92,9 @@ MISTAKES = {  # what is asked -> the error and the part of it that the user need
         ValueError,
         "eval_strategy.*validation=",
     ),
-    "not built: lora": ({"lora": True}, NotImplementedError, "lora="),
-    "not built: quantize": ({"quantize": True}, NotImplementedError, "quantize="),
-    "not built: checkpoint": ({"checkpoint": True}, NotImplementedError, "checkpoint="),
+    "checkpoint without folder": ({"checkpoint": True}, ValueError, "output_dir"),
+    "nowhere to save": ({"save_strategy": "epoch"}, ValueError, "Give an output_dir"),
+    "no such checkpoint": ({"checkpoint": "nowhere"}, ValueError, "no folder nowhere"),
 }
 
 

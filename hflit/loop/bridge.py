@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from signal import SIGINT, SIGTERM, Signals
 from typing import Any
 
 import lightning.pytorch as L
 import numpy as np
 import torch
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from accelerate.utils.memory import should_reduce_batch_size
 from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -27,7 +30,16 @@ from transformers.trainer_callback import (
 )
 from transformers.trainer_utils import SaveStrategy, speed_metrics
 
-from hflit.tasks.module import TaskModule
+from hflit.loop.checkpoints import Checkpoints
+from hflit.loop.memory import MemoryTracker
+from hflit.loop.precision import full_eval
+from hflit.loop.resume import OWN, Checkpoint
+from hflit.loop.stops import Stop, Stops
+from hflit.loop.trackers import TRACKERS
+from hflit.ranks import total
+from hflit.tasks.module import FOLLOWS_EVALUATIONS, TaskModule
+
+logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[Callable[[], None]], dict[str, float]]
 
@@ -42,6 +54,8 @@ class Bridge(L.Callback):
         args: The arguments of the run.
         module: The task that trains.
         tokenizer: Handed to the callbacks.
+        checkpoints: Writes them, and knows the one to go on from.
+        stops: Notes the signals that ask the run to stop.
         callbacks: The user's transformers callbacks.
         evaluate: Runs one evaluation and returns its figures; None without validation data. It
             is given a function to call after each batch.
@@ -52,17 +66,25 @@ class Bridge(L.Callback):
         args: TrainingArguments,
         module: TaskModule,
         tokenizer: PreTrainedTokenizerBase,
+        checkpoints: Checkpoints,
+        stops: Stops,
         callbacks: list[TrainerCallback] | None = None,
         evaluate: Evaluate | None = None,
     ) -> None:
+        self.memory = MemoryTracker(args.skip_memory_metrics)
+        self.memory.begin("init")
         self.args = args
+        self.world = args.world_size
+        self.module = module
+        self.is_training = False
+        self.checkpoints = checkpoints
+        self.stops = stops
+        self.stopped: Signals | None = None  # what all processes know to have been received
         self.run_evaluation = evaluate
-        own: list[Any] = [DefaultFlowCallback()]
+        own: list[Any] = [DefaultFlowCallback(), *(callbacks or [])]
         if args.disable_tqdm:
             own.append(PrinterCallback())
-        self.handler = CallbackHandler(
-            [*own, *(callbacks or [])], module.model, tokenizer, None, None
-        )
+        self.handler = CallbackHandler(own, module.model, tokenizer, None, None)
         self.control = TrainerControl()
         self.state = self._new_state()
         self.metrics: dict[str, float] = {}
@@ -71,8 +93,22 @@ class Bridge(L.Callback):
 
     # Lightning's hooks, in the order of a run.
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Go on from a checkpoint, whose weights the model has already."""
+        resumed = self.checkpoints.resumed
+        self.begun = False
+        if resumed is not None:
+            windows = trainer.num_training_batches
+            anew = self.args.ignore_data_skip
+            self.place = resumed.place(0 if math.isinf(windows) else int(windows), anew)
+            resumed.load_training(trainer, self.place)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count the steps of the run and begin."""
+        self.memory.end("init")
+        self.memory.begin("train")
+        self.is_training = True
+        self.begun = True
         args = self.args
         loader: Any = trainer.train_dataloader
         accumulation = args.gradient_accumulation_steps
@@ -91,6 +127,7 @@ class Bridge(L.Callback):
         self.state.num_train_epochs = (
             sys.maxsize if is_stream else math.ceil(max_steps / int(windows))
         )
+        self.handler.model = self.module.model
         self.handler.optimizer = trainer.optimizers[0]
         self.handler.lr_scheduler = trainer.lr_scheduler_configs[0].scheduler
         self.handler.train_dataloader = loader
@@ -104,11 +141,19 @@ class Bridge(L.Callback):
         self.padded_tokens = 0
         self.loss = torch.zeros((), device=pl_module.device)
         self.loss_logged = 0.0  # summed over the updates that have been logged
-        self.step_logged = 0
+        self.step_logged = self.steps_before = self.steps_unsummed = self.step_saved = 0
+        self.waits_for_random = False
         self.start = time.time()
+        if self.world > 1:
+            self.stops.listen()
+        if self.checkpoints.resumed is not None:
+            self._resume(self.checkpoints.resumed)
+        self.tokens_before = self.state.num_input_tokens_seen
         self._event("on_train_begin")
         if args.eval_on_start:
             self.evaluate(trainer, step_schedule=False)
+        if self.checkpoints.resumed is not None:
+            self._enter_epoch(trainer, self.checkpoints.resumed, is_stream)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tell the callbacks."""
@@ -118,6 +163,9 @@ class Bridge(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Tell the callbacks."""
+        if self.waits_for_random and self.checkpoints.resumed is not None:
+            self.checkpoints.resumed.restore_random(self.args.process_index, self.world)
+            self.waits_for_random = False
         self._event("on_step_begin")
 
     def on_train_batch_end(
@@ -133,23 +181,38 @@ class Bridge(L.Callback):
         for loss in outputs["losses"]:  # one by one: transformers' order of summing
             self._add_loss(loss)
         self.padded_tokens += outputs["padded_tokens"]
+        counted = {"all": "padded_tokens", "non_padding": "tokens"}
+        count = counted.get(f"{self.args.include_num_input_tokens_seen}")
+        self.state.num_input_tokens_seen += self._agree(outputs[count] if count else 0)
         self.state.global_step += 1
         done = min((batch_idx + 1) * self.args.gradient_accumulation_steps, self.epoch_batches)
         self.state.epoch = trainer.current_epoch + done / self.epoch_batches
+        self.place = (trainer.current_epoch, batch_idx + 1)
         self._event("on_step_end")
+        # Saved before the end of its epoch is told of; whoever goes on makes up for that.
+        self.epoch_is_open = trainer.is_last_batch or self.control.should_epoch_stop
+        if self.epoch_is_open:
+            self.place = (trainer.current_epoch + 1, 0)
         self._act(trainer)
+        self._stop_if_asked(trainer)
         if self.control.should_epoch_stop and not self.control.should_training_stop:
             raise StopIteration  # ends Lightning's epoch
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tell the callbacks, then do what they ask for at an epoch's end."""
+        self.epoch_is_open = False
         self._event("on_epoch_end")
         self._act(trainer)
+        self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the figures of the whole run; evaluate the final weights if nothing has yet."""
-        steps = self.state.global_step
-        self.loss_logged += float(self.loss)
+        if self.module.shards is not None:
+            self.module.shards.close()
+            self.handler.model = self.module.model
+        step = self.state.global_step
+        steps = step - self.steps_before
+        self.loss_logged += self._mean(self.loss)
         figures = speed_metrics(
             "train",
             self.start,
@@ -158,13 +221,101 @@ class Bridge(L.Callback):
         )
         self._store_flos()
         figures["total_flos"] = self.state.total_flos
-        figures["train_loss"] = self.loss_logged / max(steps, 0.001)
+        figures["train_loss"] = self.loss_logged / max(step - self.steps_unsummed, 0.001)
+        self.memory.end("train", figures)
+        self.is_training = False
         self.metrics.update(figures)
         self._log(trainer, figures)
+        is_best = self.checkpoints.load_best(self.state)
+        self.checkpoints.keep_only_best(self.state)
+        # Trackers close at the end, so they are told when nothing more is to be logged.
+        trackers = [each for each in self.handler.callbacks if isinstance(each, TRACKERS)]
+        everyone = self.handler.callbacks
+        self.handler.callbacks = [each for each in everyone if each not in trackers]
         self._event("on_train_end")
+        self.handler.callbacks = everyone
         evaluated = [e["step"] for e in self.state.log_history if "eval_runtime" in e]
-        if self.run_evaluation is not None and (not evaluated or evaluated[-1] != steps):
+        is_evaluated = is_best or (bool(evaluated) and evaluated[-1] == step)
+        if self.run_evaluation is not None and not is_evaluated:
             self.evaluate(trainer, step_schedule=False)
+        self.handler.callbacks = trackers
+        self._event("on_train_end")
+        self.handler.callbacks = everyone
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Stop measuring."""
+        self.memory.abandon()
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """End a run that went on from its end, for which Lightning has no epoch to start."""
+        if not self.begun:
+            self.on_train_start(trainer, pl_module)
+            self.on_train_end(trainer, pl_module)
+
+    # What the processes of a run agree on.
+
+    def _agree(self, tokens: Any) -> int:
+        """Stop where any process was asked to; the tokens of all of them."""
+        received = self.stops.received
+        if self.world == 1:
+            return int(tokens)
+        told = torch.tensor([int(tokens), received == SIGINT, received == SIGTERM])
+        seen, interrupted, terminated = total(told.to(self.module.device), self.world).tolist()
+        if interrupted or terminated:
+            self.stopped = self.stops.received = SIGINT if interrupted else SIGTERM
+        return int(seen)
+
+    def _mean(self, loss: torch.Tensor) -> float:
+        return float(total(loss, self.world) / self.world)
+
+    # Where an earlier run stopped.
+
+    def _resume(self, resumed: Checkpoint) -> None:
+        self.state = resumed.continued(self.state, self.module.parity)
+        if self.args.restore_callback_states_from_checkpoint:
+            self.handler.callbacks = [resumed.restored(each) for each in self.handler.callbacks]
+            self.control = resumed.restored(self.control)
+        step = self.state.global_step
+        self.step_logged = self.steps_before = self.steps_unsummed = step
+        own = resumed.own
+        if own is not None and not self.module.parity:  # transformers forgets its running sums
+            self.loss += own["loss"]
+            self.loss_logged, self.step_logged = own["loss_logged"], own["step_logged"]
+            self.steps_unsummed = own["steps_unsummed"]
+            self.update = own["update"]
+
+    def _enter_epoch(self, trainer: L.Trainer, resumed: Checkpoint, is_stream: bool) -> None:
+        """Restore the random numbers at the moment that leaves them as they were."""
+        if self.place[1] or self.args.dataloader_persistent_workers:
+            # Fetching the first window draws from them, and so does opening its loader: both had
+            # been done before they were saved.
+            self.waits_for_random = True
+            if self.place[1]:
+                self._event("on_epoch_begin")  # Lightning 2.6 tells only of epochs it begins
+            return
+        resumed.restore_random(self.args.process_index, self.world)
+        if resumed.own is not None and resumed.own["epoch_is_open"] and not self.module.parity:
+            self._event("on_epoch_end")  # transformers leaves out what is due there
+            self._act(trainer)
+        if is_stream:  # whose loader is open already: draw what opening it draws
+            torch.empty((), dtype=torch.int64).random_()
+
+    def _stop_if_asked(self, trainer: L.Trainer) -> None:
+        stopped = self.stops.received if self.world == 1 else self.stopped
+        if stopped is None:
+            return
+        args, step = self.args, self.state.global_step
+        wanted = args.save_strategy != SaveStrategy.NO or args.enable_jit_checkpoint
+        if wanted and self.step_saved != step:
+            self._save(trainer)
+        if self.step_saved == step:
+            told = f"checkpoint-{step} is saved. Go on with checkpoint=True."
+        else:
+            told = "nothing is saved. With output_dir and save_strategy, checkpoint=True goes on."
+        logger.warning("%s: stopped after update %d; %s", stopped.name, step, told)
+        raise Stop
 
     # What the callbacks may ask for.
 
@@ -176,32 +327,75 @@ class Bridge(L.Callback):
             is_best = self._note_best(figures)
             if self.args.save_strategy == SaveStrategy.BEST:
                 self.control.should_save = is_best
+        if self.control.should_save:
+            self._save(trainer)
         if self.control.should_training_stop:
             trainer.should_stop = True
 
+    def _save(self, trainer: L.Trainer) -> None:
+        if not self.args.output_dir:
+            return
+        self._store_flos()
+        norm = self.update["grad_norm"]
+        own = {
+            "run": self.checkpoints.run,
+            "global_step": self.state.global_step,
+            "epoch": self.place[0],
+            "windows": self.place[1],
+            "epoch_is_open": self.epoch_is_open,
+            "loss": self._mean(self.loss),
+            "loss_logged": self.loss_logged,
+            "step_logged": self.step_logged,
+            "steps_unsummed": self.steps_unsummed,
+            "update": {
+                "grad_norm": float(norm),
+                "learning_rate": self.update["learning_rate"],
+            },
+        }
+        stateful: Any = self._new_state().stateful_callbacks
+        stateful[OWN] = own
+        self.state.stateful_callbacks = stateful
+        if self.checkpoints.save(trainer, self.state, self.module.shards):
+            self.step_saved = self.state.global_step
+            self._event("on_save")
+
     def _log_update(self, trainer: L.Trainer) -> None:
-        total = float(self.loss)
+        loss = self._mean(self.loss)
         self.loss.zero_()
         norm = self.update["grad_norm"]
         figures = {
-            "loss": total / (self.state.global_step - self.step_logged),
+            "loss": loss / (self.state.global_step - self.step_logged),
             "grad_norm": norm.item() if torch.is_tensor(norm) else norm,
             "learning_rate": self.update["learning_rate"],
         }
-        self.loss_logged += total
+        self.loss_logged += loss
         self.step_logged = self.state.global_step
         self._store_flos()
-        self._log(trainer, figures)
+        self._log(trainer, figures, self.start)
 
     def evaluate(self, trainer: L.Trainer, step_schedule: bool = True) -> dict[str, float]:
         """Evaluate now, log the figures and tell the callbacks."""
         assert self.run_evaluation is not None
-        figures = self.run_evaluation(lambda: self._event("on_prediction_step"))
-        self.metrics.update(figures)
+        if self.module.shards is not None:
+            self.module.shards.gather()
+        self.memory.begin("eval")
+        # transformers takes half weights only after training, as it could not go back.
+        halved = not (self.module.parity and self.is_training)
+        try:
+            with full_eval(self.module.model, self.args) if halved else nullcontext():
+                figures = self.run_evaluation(lambda: self._event("on_prediction_step"))
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            raise RuntimeError(
+                "Evaluation needs more memory than there is: lower per_device_eval_batch_size."
+            ) from error
         self._log(trainer, figures)
         self._event("on_evaluate", metrics=figures)
         schedule = self.handler.lr_scheduler
-        if step_schedule and isinstance(schedule, ReduceLROnPlateau):
+        self.memory.end("eval", figures)
+        self.metrics.update(figures)
+        if step_schedule and isinstance(schedule, FOLLOWS_EVALUATIONS):
             schedule.step(self._metric_for_best(figures))
         return figures
 
@@ -230,9 +424,16 @@ class Bridge(L.Callback):
             state.best_global_step = state.global_step
         return True
 
-    def _log(self, trainer: L.Trainer, figures: dict[str, float]) -> None:
+    def _log(
+        self, trainer: L.Trainer, figures: dict[str, float], start: float | None = None
+    ) -> None:
         if self.state.epoch is not None:
             figures["epoch"] = self.state.epoch
+        if self.args.include_num_input_tokens_seen != "no":
+            seen = self.state.num_input_tokens_seen
+            figures["num_input_tokens_seen"] = seen
+            if start is not None:
+                figures |= speed_metrics("train", start, num_tokens=seen - self.tokens_before)
         self.state.log_history.append({**figures, "step": self.state.global_step})
         self._event("on_log", logs=figures)
         for logger in trainer.loggers:
@@ -246,7 +447,8 @@ class Bridge(L.Callback):
         self.loss += loss
 
     def _store_flos(self) -> None:
-        self.state.total_flos += float(self.padded_tokens * self.flos_per_token)
+        tokens = torch.tensor(self.padded_tokens, device=self.module.device)
+        self.state.total_flos += float(int(total(tokens, self.world)) * self.flos_per_token)
         self.padded_tokens = 0
 
     def _event(self, name: str, **details: Any) -> None:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, TrainingArguments
 from transformers.trainer_pt_utils import EvalLoopContainer, nested_detach
 from transformers.trainer_utils import denumpify_detensorize, speed_metrics
 from transformers.utils.generic import find_labels
 
+from hflit.adapters import inner_model
+from hflit.data.dealing import Deal
+from hflit.ranks import dealt_back, everyones
 from hflit.tasks.module import Evaluated, TaskModule, mean_loss
 
 Metrics = Callable[..., dict[str, Any]]
@@ -26,6 +31,12 @@ class OwnMetrics(Protocol):
     def update(self, outputs: dict[str, Any], batch: dict[str, Any]) -> None:
         """Add one batch."""
 
+    def state(self) -> Any:
+        """What has been added so far, for `merge`."""
+
+    def merge(self, states: list[Any]) -> None:
+        """Go on from what has been added in each process."""
+
     def compute(self) -> dict[str, float]:
         """The figures over all batches."""
 
@@ -36,8 +47,11 @@ def evaluate(
     args: TrainingArguments,
     metrics: Metrics | OwnMetrics | None = None,
     on_batch: Callable[[], None] = lambda: None,
+    limit: int | float | None = None,
 ) -> dict[str, float]:
-    """Evaluate a model on all batches of a loader.
+    """Evaluate a model on all batches of a loader, or on the first of them.
+
+    Of several processes each takes its own batches; all of them get the figures of all batches.
 
     Args:
         module: The task; its model is put into evaluation mode and left there.
@@ -46,21 +60,29 @@ def evaluate(
         metrics: Function from `EvalPrediction` to a dict, under transformers' contract; the
             task's own metrics, freshly made; or None for the loss alone.
         on_batch: Called after each batch.
+        limit: Batches to stop after, or as a fraction the share of them.
 
     Returns:
         `eval_loss` (the mean over all items), the metrics with `eval_` before their names, and
         `eval_runtime` in seconds with the rows and batches per second.
     """
     start = time.time()
-    module.model.eval()
+    world = args.world_size
+    module.switch_mode("eval")
     compute_metrics = metrics if callable(metrics) and not args.prediction_loss_only else None
     kept = _Kept(module, args) if compute_metrics else None
-    own = None if callable(metrics) else metrics
+    own = None if callable(metrics) or args.prediction_loss_only else metrics
     results: list[Evaluated] = []
     rows: list[int] = []  # of each batch
     found: dict[str, Any] = {}
     batches = len(loader) if hasattr(loader.dataset, "__len__") else None
-    for index, batch in enumerate(loader):
+    mine = Deal(args.process_index, world, "nothing")
+    source = mine.of_stream(loader) if batches is None else loader
+    if isinstance(limit, int):
+        batches = min(limit, limit if batches is None else batches)
+    elif limit is not None and batches is not None:
+        batches = int(limit * batches)
+    for index, batch in enumerate(islice(source, batches)):
         batch = module.transfer_batch_to_device(batch, module.device, 0)
         result = module.evaluate_batch(batch)
         results.append(result._replace(outputs={}))
@@ -69,35 +91,49 @@ def evaluate(
             own.update(result.outputs, batch)
         if kept is not None and compute_metrics is not None:
             prediction = kept.add(result.outputs, result.loss, batch)
-            if args.batch_eval_metrics:
+            if args.batch_eval_metrics and world == 1:
+                if "inputs" in args.include_for_metrics:
+                    prediction.inputs = batch  # here transformers gives the whole batch
                 found = compute_metrics(prediction, compute_result=index + 1 == batches)
             elif args.eval_accumulation_steps and (index + 1) % args.eval_accumulation_steps == 0:
                 kept.to_cpu()
         on_batch()
 
+    if world > 1:
+        told = [(each.on_cpu(), count) for each, count in zip(results, rows, strict=True)]
+        everything = dealt_back(everyones(told, world))
+        results, rows = [each for each, _ in everything], [count for _, count in everything]
+        if own is not None:
+            own.merge(everyones(own.state(), world))
     if own is not None:
         found = own.compute()
-    elif kept is not None and compute_metrics is not None and not args.batch_eval_metrics:
-        prediction = kept.all()
-        if prediction.predictions is not None and prediction.label_ids is not None:
-            found = compute_metrics(prediction)
+    elif kept is not None and compute_metrics is not None:
+        if world > 1 and args.batch_eval_metrics:
+            found = kept.each(compute_metrics)
+        elif not args.batch_eval_metrics:
+            prediction = kept.all()
+            if prediction.predictions is not None and prediction.label_ids is not None:
+                found = compute_metrics(prediction)
     figures = denumpify_detensorize(dict(found))
     if results:
-        figures["eval_loss"] = _loss_of(results, rows, args, module.parity)
+        figures["eval_loss"] = _loss_of(results, rows, args, module)
     figures = {k if k.startswith("eval_") else f"eval_{k}": v for k, v in figures.items()}
     steps = math.ceil(sum(rows) / args.per_device_eval_batch_size)
     return {**figures, **speed_metrics("eval", start, num_samples=sum(rows), num_steps=steps)}
 
 
 def _loss_of(
-    results: list[Evaluated], rows: list[int], args: TrainingArguments, parity: bool
+    results: list[Evaluated], rows: list[int], args: TrainingArguments, module: TaskModule
 ) -> float:
     means = torch.stack([result.loss for result in results]).cpu().float().numpy()
     finite = np.isfinite(means)
     if not (args.logging_nan_inf_filter and finite.any()):
         finite[:] = True
-    if parity:
-        # transformers weighs the mean of each batch by its rows, also where it is over tokens.
+    if module.parity:
+        # transformers weighs the mean of each batch by its rows, also where it is over tokens,
+        # and rounds the mean of a float16 model to float16.
+        if next(module.model.parameters()).dtype == torch.float16:
+            means = means.astype(np.float16)
         return float(np.repeat(means, rows)[np.repeat(finite, rows)].mean())
     sums = sum(result.sums for result, use in zip(results, finite, strict=True) if use)
     items = sum(result.items for result, use in zip(results, finite, strict=True) if use)
@@ -110,13 +146,15 @@ class _Kept:
     def __init__(self, module: TaskModule, args: TrainingArguments) -> None:
         config = module.model.config
         self.ignored = getattr(config, "keys_to_ignore_at_inference", ["past_key_values"])
-        self.label_names = args.label_names or find_labels(type(module.model))
+        self.label_names = args.label_names or find_labels(type(inner_model(module.model)))
         self.wanted = args.include_for_metrics
         self.main_input = getattr(module.model, "main_input_name", "input_ids")
         self.rows = args.per_device_eval_batch_size
         parts = ("predictions", "label_ids", "inputs", "losses")
         concat = args.eval_do_concat_batches
         self.kept = {part: EvalLoopContainer(concat, padding_index=-100) for part in parts}
+        self.world = args.world_size
+        self.mine: list[dict[str, Any]] = []  # batches of this process, where there are several
 
     def add(
         self, outputs: dict[str, Any], loss: torch.Tensor, batch: dict[str, Any]
@@ -130,10 +168,20 @@ class _Kept:
             "inputs": batch[self.main_input] if "inputs" in self.wanted else None,
             "losses": loss.repeat(len(batch[self.main_input])) if "loss" in self.wanted else None,
         }
-        for part, value in now.items():
-            if value is not None:
-                self.kept[part].add(value)
+        if self.world > 1:
+            self.mine.append(send_to_device(now, "cpu"))
+        else:
+            self._keep(now)
         return EvalPrediction(**now)
+
+    def each(self, metrics: Metrics) -> dict[str, Any]:
+        """What `metrics` says after the last batch, given those of all processes one by one."""
+        batches = dealt_back(everyones(self.mine, self.world))
+        found: dict[str, Any] = {}
+        for index, now in enumerate(batches):
+            prediction = EvalPrediction(**now)
+            found = metrics(prediction, compute_result=index + 1 == len(batches))
+        return found
 
     def to_cpu(self) -> None:
         """Move what is kept out of the device's memory."""
@@ -142,7 +190,15 @@ class _Kept:
 
     def all(self) -> EvalPrediction:
         """Everything kept, as numpy arrays."""
+        if self.world > 1:
+            for now in dealt_back(everyones(self.mine, self.world)):
+                self._keep(now)
         return EvalPrediction(**{part: kept.get_arrays() for part, kept in self.kept.items()})
+
+    def _keep(self, now: dict[str, Any]) -> None:
+        for part, value in now.items():
+            if value is not None:
+                self.kept[part].add(value)
 
 
 def _unwrapped(values: tuple[Any, ...]) -> Any:

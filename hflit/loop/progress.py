@@ -19,6 +19,7 @@ class ProgressBar(RichProgressBar):
         super().__init__(refresh_rate=1, leave=True)
         self.latest: dict[str, Any] = {}
         self.tokens = 0.0
+        self.rate = 0.0
         self.since = time.monotonic()
 
     def on_train_batch_end(
@@ -38,11 +39,12 @@ class ProgressBar(RichProgressBar):
         """What stands beside the bar."""
         if not self.latest:
             return {}
-        now = time.monotonic()
-        rate = float(self.tokens) / max(now - self.since, 1e-9)
-        self.tokens, self.since = 0.0, now
+        if self.tokens:  # drawn again without an update, the bar keeps its rate
+            now = time.monotonic()
+            self.rate = float(self.tokens) / max(now - self.since, 1e-9)
+            self.tokens, self.since = 0.0, now
         return {
             "loss": f"{float(sum(self.latest['losses'])):.4f}",
             "lr": f"{self.latest['learning_rate']:.1e}",
-            "tokens/s": f"{rate:,.0f}",
+            "tokens/s": f"{self.rate:,.0f}",
         }

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
+import torch
 from torch import Tensor
-from torchmetrics import MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
 from torchmetrics.classification import (
     BinaryAccuracy,
     BinaryF1Score,
@@ -16,6 +15,9 @@ from torchmetrics.classification import (
     MultilabelExactMatch,
     MultilabelF1Score,
 )
+from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
+
+from hflit.metrics.counts import Counts
 
 
 class ClassificationMetrics:
@@ -36,13 +38,10 @@ class ClassificationMetrics:
 
     def __init__(self, problem: str, classes: int) -> None:
         self.problem = problem
+        self.scores: list[Tensor] = []  # predicted and right ones of each batch, (2, batch)
+        found: dict[str, Any]
         if problem == "regression":
-            with warnings.catch_warnings():  # of the memory that the scores take
-                warnings.filterwarnings("ignore", message=".*will save all targets and predictions")
-                found: dict[str, Any] = {
-                    "pearson": PearsonCorrCoef(),
-                    "spearman": SpearmanCorrCoef(),
-                }
+            found = {}
         elif problem == "multi_label_classification" and classes == 1:
             # torchmetrics' figures for several labels start at two.
             found = {"f1_micro": BinaryF1Score(), "f1_macro": BinaryF1Score()}
@@ -60,19 +59,31 @@ class ClassificationMetrics:
                 "f1_weighted": MulticlassF1Score(classes, average="weighted"),
                 "matthews": MulticlassMatthewsCorrCoef(classes),
             }
-        self.collection = MetricCollection(found)
+        self.counts = Counts(found)
 
     def update(self, outputs: dict[str, Any], batch: dict[str, Tensor]) -> None:
         """Add one batch: `logits` of the model, `labels` of the batch."""
         logits, labels = outputs["logits"].float(), batch["labels"]
-        self.collection.to(logits.device)
         if self.problem == "regression":
-            self.collection.update(logits.squeeze(-1), labels)
+            self.scores.append(torch.stack([logits.squeeze(-1), labels]).cpu())
         elif self.problem == "multi_label_classification":
-            self.collection.update(logits.sigmoid(), labels.round().long())
+            self.counts.update(logits.sigmoid(), labels.round().long())
         else:
-            self.collection.update(logits.argmax(dim=-1), labels)
+            self.counts.update(logits.argmax(dim=-1), labels)
+
+    def state(self) -> Any:
+        """What has been seen so far, for `merge`."""
+        return self.counts.state(), self.scores
+
+    def merge(self, states: list[Any]) -> None:
+        """Go on from what several processes have seen."""
+        self.counts.merge([counts for counts, _ in states])
+        self.scores = [scores for _, kept in states for scores in kept]
 
     def compute(self) -> dict[str, float]:
         """The metrics over all batches so far."""
-        return {name: float(value) for name, value in self.collection.compute().items()}
+        if self.problem != "regression":
+            return self.counts.compute()
+        found, right = torch.cat(self.scores, dim=1)
+        functions = {"pearson": pearson_corrcoef, "spearman": spearman_corrcoef}
+        return {name: float(function(found, right)) for name, function in functions.items()}

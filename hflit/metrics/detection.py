@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryF1Score, BinaryPrecision, BinaryRecall
 
-IGNORE_INDEX = -100
+from hflit.metrics.counts import Counts
+from hflit.metrics.tokens import IGNORE_INDEX
 
 
 class DetectionMetrics:
@@ -21,7 +21,7 @@ class DetectionMetrics:
 
     def __init__(self) -> None:
         options: dict[str, Any] = {"ignore_index": IGNORE_INDEX}
-        self.collection = MetricCollection(
+        self.counts = Counts(
             {
                 "precision": BinaryPrecision(**options),
                 "recall": BinaryRecall(**options),
@@ -33,12 +33,20 @@ class DetectionMetrics:
 
     def update(self, outputs: dict[str, Any], batch: dict[str, Tensor]) -> None:
         """Add one batch: logits, replaced tokens and summed losses of the pair."""
-        self.collection.to(outputs["logits"].device)
-        self.collection.update(outputs["logits"].sigmoid(), outputs["replaced"])
+        self.counts.update(outputs["logits"].sigmoid(), outputs["replaced"])
         self.loss += float(outputs["sums"][0])
         self.masked += int(batch["labels"].ne(IGNORE_INDEX).sum())
 
+    def state(self) -> Any:
+        """What has been seen so far, for `merge`."""
+        return self.counts.state(), self.loss, self.masked
+
+    def merge(self, states: list[Any]) -> None:
+        """Go on from what several processes have seen."""
+        counts, losses, masked = zip(*states, strict=True)
+        self.counts.merge(list(counts))
+        self.loss, self.masked = sum(losses), sum(masked)
+
     def compute(self) -> dict[str, float]:
         """The metrics over all batches so far."""
-        found = {name: float(value) for name, value in self.collection.compute().items()}
-        return {**found, "masked_loss": self.loss / max(self.masked, 1)}
+        return {**self.counts.compute(), "masked_loss": self.loss / max(self.masked, 1)}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice, zip_longest
+from collections.abc import Callable, Iterable
+from itertools import chain, islice, zip_longest
 from typing import Any
 
 from sacrebleu import corpus_bleu, corpus_chrf
 from torch import Tensor
 from torchmetrics.functional.text import rouge_score
+
+from hflit.ranks import dealt_back
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 
@@ -27,19 +29,25 @@ class GenerationMetrics:
         references: Iterable[list[str]],
     ) -> None:
         self.generate = generate
-        self.ahead: Iterator[list[str]] = iter(references)
-        self.texts: list[str] = []
-        self.references: list[list[str]] = []
+        self.references = references
+        self.texts: list[list[str]] = []  # of each batch
 
     def update(self, outputs: dict[str, Any], batch: dict[str, Tensor]) -> None:
         """Add one batch; the `outputs` of teacher forcing are not looked at."""
-        texts = self.generate(batch)
-        self.texts += texts
-        self.references += islice(self.ahead, len(texts))
+        self.texts.append(self.generate(batch))
+
+    def state(self) -> Any:
+        """What has been seen so far, for `merge`."""
+        return self.texts
+
+    def merge(self, states: list[Any]) -> None:
+        """Go on from what several processes have seen, batch by batch in turn."""
+        self.texts = dealt_back(states)
 
     def compute(self) -> dict[str, float]:
         """The metrics over all batches so far."""
-        return text_scores(self.texts, self.references)
+        texts = list(chain.from_iterable(self.texts))
+        return text_scores(texts, list(islice(self.references, len(texts))))
 
 
 def text_scores(texts: list[str], references: list[list[str]]) -> dict[str, float]:

@@ -88,13 +88,21 @@ class SpanMetrics:
         stops = batch["char_ends"].gather(1, last)
         columns = (batch["row"], null_scores, best, begins, stops)
         for row, null_score, *found in zip(*(c.tolist() for c in columns), strict=True):
-            self.null_scores[row] = min(null_score, self.null_scores.get(row, math.inf))
             new = [Candidate(*each) for each in zip(*found, strict=True) if each[0] > NEVER]
-            # Overlapping spans hold some stretches twice; the better score counts.
-            unique: dict[tuple[int, int], Candidate] = {}
-            for each in sorted([*self.candidates.get(row, []), *new], reverse=True):
-                unique.setdefault((each.start, each.end), each)
-            self.candidates[row] = list(unique.values())[: self.n_best]
+            self._add(row, null_score, new)
+
+    def state(self) -> Any:
+        """What has been seen so far, for `merge`."""
+        return self.null_scores, self.candidates
+
+    def merge(self, states: list[Any]) -> None:
+        """Go on from what several processes have seen; the spans of a row may be parted."""
+        self.null_scores, self.candidates = {}, {}
+        rows = sorted({row for null_scores, _ in states for row in null_scores})
+        for row in rows:
+            for null_scores, candidates in states:
+                if row in null_scores:
+                    self._add(row, null_scores[row], candidates[row])
 
     def compute(self) -> dict[str, float]:
         """The metrics over all rows so far."""
@@ -116,6 +124,14 @@ class SpanMetrics:
             best, threshold = _best_threshold(text, empty, odds)
             figures |= {f"best_{short}": best, f"best_{short}_thresh": threshold}
         return {name: float(value) for name, value in figures.items()}
+
+    def _add(self, row: int, null_score: float, new: list[Candidate]) -> None:
+        self.null_scores[row] = min(null_score, self.null_scores.get(row, math.inf))
+        # Overlapping spans hold some stretches twice; the better score counts.
+        unique: dict[tuple[int, int], Candidate] = {}
+        for each in sorted([*self.candidates.get(row, []), *new], reverse=True):
+            unique.setdefault((each.start, each.end), each)
+        self.candidates[row] = list(unique.values())[: self.n_best]
 
     def _score(self, row: int) -> tuple[float, float]:
         """Exact match and F1 of the best candidate, under SQuAD's own rules of comparison."""

@@ -39,6 +39,14 @@ class TokenMetrics:
         self.hits += int((logits.argmax(dim=-1) == labels).sum())
         self.tokens += len(labels)
 
+    def state(self) -> Any:
+        """What has been seen so far, for `merge`."""
+        return self.loss, self.hits, self.tokens
+
+    def merge(self, states: list[Any]) -> None:
+        """Go on from what several processes have seen."""
+        self.loss, self.hits, self.tokens = map(sum, zip(*states, strict=True))
+
     def compute(self) -> dict[str, float]:
         """The metrics over all batches so far; nothing if no token was predicted."""
         if not self.tokens:

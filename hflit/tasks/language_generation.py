@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from hflit.data.batching import Batch
+from hflit.data.batching import IGNORE_INDEX, Batch
 from hflit.data.texts import Texts
 from hflit.metrics.tokens import TokenMetrics
-from hflit.tasks.distillation import kl_distance
-from hflit.tasks.module import IGNORE_INDEX, TaskModule
-from hflit.tasks.parts import blind_to_neighbours
+from hflit.tasks.module import TaskModule
+from hflit.tasks.parts import blind_to_neighbours, token_distance, token_loss
 
 
 class LanguageGeneration(TaskModule):
@@ -30,6 +28,7 @@ class LanguageGeneration(TaskModule):
     """
 
     auto_model = AutoModelForCausalLM
+    lora_type = "CAUSAL_LM"
     tokenization = Texts
     predicts_next = True
 
@@ -43,20 +42,13 @@ class LanguageGeneration(TaskModule):
 
     def summed_loss(self, outputs: dict[str, Any], batch: Batch) -> Tensor:
         """Cross-entropy in nats, summed over the predicted tokens."""
-        logits, labels = outputs["logits"][:, :-1].float(), batch["labels"][:, 1:]
-        return F.cross_entropy(
-            logits.flatten(0, 1),
-            labels.flatten(),
-            reduction="sum",
-            ignore_index=IGNORE_INDEX,
-            label_smoothing=self.args.label_smoothing_factor,
-        )
+        logits, labels = outputs["logits"][:, :-1], batch["labels"][:, 1:]
+        return token_loss(logits, labels, self.args.label_smoothing_factor)
 
     def distance(self, outputs: Any, teacher: Any, batch: Batch, temperature: float) -> Tensor:
         """Divergence from the teacher's next tokens, where one is learned."""
-        learned = batch["labels"][:, 1:] != IGNORE_INDEX
-        student, taught = (each["logits"][:, :-1][learned] for each in (outputs, teacher))
-        return kl_distance(student, taught, temperature)
+        student, taught = (each["logits"][:, :-1] for each in (outputs, teacher))
+        return token_distance(student, taught, batch["labels"][:, 1:], temperature)
 
     def metrics(self, rows: Dataset) -> TokenMetrics:
         """Perplexity and token accuracy."""

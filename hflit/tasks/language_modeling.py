@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForMaskedLM
 
-from hflit.data.batching import Batch
+from hflit.adapters import inner_model
+from hflit.data.batching import IGNORE_INDEX, Batch
 from hflit.data.texts import Texts
 from hflit.metrics.tokens import TokenMetrics
-from hflit.tasks.distillation import kl_distance
-from hflit.tasks.module import IGNORE_INDEX, TaskModule
-from hflit.tasks.parts import blind_to_neighbours
+from hflit.tasks.module import TaskModule
+from hflit.tasks.parts import blind_to_neighbours, logits_only_at, token_distance, token_loss
 
 
 class LanguageModeling(TaskModule):
@@ -32,6 +31,7 @@ class LanguageModeling(TaskModule):
     """
 
     auto_model = AutoModelForMaskedLM
+    lora_type = "FEATURE_EXTRACTION"
     tokenization = Texts
     tokenization_settings = {"masked": True}
 
@@ -39,24 +39,24 @@ class LanguageModeling(TaskModule):
         """Keep the texts of a packed row from seeing each other."""
         return blind_to_neighbours(batch, model, causal=False)
 
+    def run_model(self, model: Any, batch: Batch) -> dict[str, Any]:
+        """Outputs of the model or of its teacher; in training the logits of masked tokens only."""
+        if not self.model.training or self.args.torch_compile:  # a hook would compile anew
+            return super().run_model(model, batch)
+        with logits_only_at(batch["labels"] != IGNORE_INDEX, inner_model(model)):
+            return super().run_model(model, batch)
+
     def count_items(self, batch: Batch) -> int:
         """Masked tokens."""
         return int(batch["labels"].ne(IGNORE_INDEX).sum())
 
     def summed_loss(self, outputs: dict[str, Any], batch: Batch) -> Tensor:
         """Cross-entropy in nats, summed over the masked tokens."""
-        return F.cross_entropy(
-            outputs["logits"].float().flatten(0, 1),
-            batch["labels"].flatten(),
-            reduction="sum",
-            ignore_index=IGNORE_INDEX,
-            label_smoothing=self.args.label_smoothing_factor,
-        )
+        return token_loss(outputs["logits"], batch["labels"], self.args.label_smoothing_factor)
 
     def distance(self, outputs: Any, teacher: Any, batch: Batch, temperature: float) -> Tensor:
         """Divergence from the teacher's guesses of the masked tokens."""
-        masked = batch["labels"] != IGNORE_INDEX
-        return kl_distance(outputs["logits"][masked], teacher["logits"][masked], temperature)
+        return token_distance(outputs["logits"], teacher["logits"], batch["labels"], temperature)
 
     def metrics(self, rows: Dataset) -> TokenMetrics:
         """Perplexity and accuracy of the masked tokens."""

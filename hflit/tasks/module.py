@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import math
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import lightning.pytorch as L
 import torch
+from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+from transformers.optimization import GreedyLR
 from transformers.trainer_pt_utils import LabelSmoother
 
-from hflit.data.batching import Batch
+from hflit.adapters import inner_model
+from hflit.data.batching import IGNORE_INDEX, Batch
+from hflit.data.dealing import BLANK
 from hflit.data.tokenization import Tokenization
 from hflit.loading import Base, load_model
+from hflit.ranks import gradient_sync, total
+from hflit.sharding import Shards
 from hflit.tasks.distillation import Distillation
 from hflit.tasks.parts import forward_cost, split_by_length
 
-IGNORE_INDEX = -100
-
+FOLLOWS_EVALUATIONS = (ReduceLROnPlateau, GreedyLR)  # schedules that no update moves on
 
 Items = int | Tensor  # how many; a vector where a loss has several parts
 
@@ -46,6 +54,11 @@ class Evaluated(NamedTuple):
     items: Items
     outputs: dict[str, Any]
 
+    def on_cpu(self) -> Evaluated:
+        """The figures alone, to tell other processes."""
+        items = self.items.cpu() if torch.is_tensor(self.items) else self.items
+        return Evaluated(self.loss.cpu(), self.sums.cpu(), items, {})
+
 
 class TaskModule(L.LightningModule):
     """Trains a transformers model, one window at a time.
@@ -55,7 +68,7 @@ class TaskModule(L.LightningModule):
     batch, however ragged the rows are.
 
     Args:
-        model: A transformers model with the head of the task.
+        model: A transformers model with the head of the task, in a `PeftModel` or not.
         args: Learning rate, schedule, clipping and all the other training arguments.
         parity: Run exactly the operations of `transformers.Trainer`, in its order. Also copies
             its loss under accumulation, too large by `gradient_accumulation_steps` for models
@@ -64,6 +77,7 @@ class TaskModule(L.LightningModule):
     """
 
     auto_model: ClassVar[Any]
+    lora_type: ClassVar[str]  # peft's name of the task
     tokenization: ClassVar[type[Tokenization]]
     tokenization_settings: ClassVar[dict[str, Any]] = {}
     options: ClassVar[tuple[str, ...]] = ()  # what a subclass takes beside model, args and parity
@@ -84,19 +98,20 @@ class TaskModule(L.LightningModule):
         self.args = args
         self.parity = parity
         self.distillation = distillation
+        self.shards: Shards | None = None
         self.forward_cost = forward_cost(model, args.device)
         # Set by the callback bridge, which passes events on to transformers' callbacks.
         self.tell: Callable[[str], None] = lambda event: None
 
-        parameters = inspect.signature(model.forward).parameters
-        self._inputs = set(parameters)
+        inner = inner_model(model)
+        parameters = inspect.signature(inner.forward).parameters
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-        self._takes_count = getattr(model, "accepts_loss_kwargs", takes_any)
+        self._takes_count = getattr(inner, "accepts_loss_kwargs", takes_any)
         # 5.23 leaves the first label of each row out of its count for some causal models only: for
         # GPT-2, whose config names no loss, it counts one label a row too many.
         self._reference_count_shifts = (
-            LOSS_MAPPING.get(str(getattr(model, "loss_type", None))) is ForCausalLMLoss
-            and not model.config.is_encoder_decoder
+            LOSS_MAPPING.get(str(getattr(inner, "loss_type", None))) is ForCausalLMLoss
+            and not inner.config.is_encoder_decoder
         )
         smoothing = args.label_smoothing_factor
         self._smoother = LabelSmoother(smoothing) if parity and smoothing else None
@@ -121,6 +136,20 @@ class TaskModule(L.LightningModule):
     def load(cls, base: Base, changes: dict[str, Any]) -> Any:
         """The model to train, with what the data decide about its config."""
         return load_model(base, cls.auto_model, changes)
+
+    @classmethod
+    def start_head(cls, model: Any, rows: Any) -> None:
+        """Give a new head better first weights than random ones, where a task knows any.
+
+        Args:
+            model: Just loaded; `new_weights` names what its checkpoint lacked.
+            rows: The training rows, tokenized.
+        """
+
+    @classmethod
+    def each_model(cls, model: Any, change: Callable[[Any], Any]) -> Any:
+        """Change a model, or each of those that it is made of."""
+        return change(model)
 
     def count_items(self, batch: Batch) -> Items:
         """Items that the loss of a batch averages over; a vector if it has several parts."""
@@ -154,10 +183,16 @@ class TaskModule(L.LightningModule):
 
     def run_model(self, model: Any, batch: Batch) -> dict[str, Any]:
         """Outputs of the model or of its teacher."""
-        wanted = set(inspect.signature(model.forward).parameters) - set(self.label_names)
-        inputs = {k: v for k, v in self.prepare(batch, model).items() if k in wanted}
+        wanted = forward_inputs(model) - set(self.label_names)
+        prepared = self.prepare(batch, inner_model(model))
+        inputs = {k: v for k, v in prepared.items() if k in wanted}
         with self.forward_autocast():
             return model(**inputs)
+
+    def configure_model(self) -> None:
+        """Shard the model, where the strategy asks for it."""
+        if self.shards is None:  # Lightning asks more than once
+            self.shards = Shards(self, getattr(self.args, "shard_names", None))
 
     def on_fit_start(self) -> None:
         """Put the teacher beside the model, ready to answer."""
@@ -172,27 +207,34 @@ class TaskModule(L.LightningModule):
             batch_idx: Number of the window in the epoch.
 
         Returns:
-            `losses` of the micro-batches (they sum to the loss of the window), `grad_norm` before
-            clipping, the `learning_rate` that was used, `tokens` that were read and
-            `padded_tokens` with their padding.
+            `losses` of the micro-batches (they sum to the loss of the window; of several processes
+            each has its own, whose mean is that loss), `grad_norm` before clipping, the
+            `learning_rate` that was used, `tokens` that were read and `padded_tokens` with their
+            padding.
         """
         window = window if isinstance(window, list) else [window]
-        self.model.train()  # from_pretrained gives evaluation mode, and Lightning keeps it
+        self.switch_mode("train")
         losses = []
         tokens: Tensor | int = 0
         window_loss = self._reference_loss if self.parity else self._window_loss
-        items = self._count_window(window)
+        items, times = self._count_everywhere(self._count_window(window))
         for index, batch in enumerate(window):
-            total = torch.zeros((), device=self.device)
-            for part in self._parts(batch):
-                loss = window_loss(part, items, len(window))
-                self.manual_backward(loss)
-                total += loss.detach()
-            losses.append(total)
-            tokens += batch["attention_mask"].sum()
+            batch_loss = torch.zeros((), device=self.device)
+            parts = self._parts(batch)
+            for number, part in enumerate(parts):
+                is_last = index == len(window) - 1 and number == len(parts) - 1
+                with gradient_sync(self, is_last):
+                    loss = window_loss(part, items, len(window)) * (times * counts(batch))
+                    every = self.args.torch_empty_cache_steps
+                    if every is not None and self.trainer.global_step % every == 0:
+                        clear_device_cache()
+                    self.manual_backward(loss)
+                batch_loss += loss.detach()
+            losses.append(batch_loss)
+            tokens += batch["attention_mask"].sum() * counts(batch)
             if index < len(window) - 1:
                 self.tell("on_substep_end")
-        padded = sum(batch["input_ids"].numel() for batch in window)
+        padded = sum(batch["input_ids"].numel() * counts(batch) for batch in window)
         return {"losses": losses, "tokens": tokens, "padded_tokens": padded, **self._update()}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -224,9 +266,10 @@ class TaskModule(L.LightningModule):
             {"params": [p for n, p in learning if n not in decay], "weight_decay": 0.0},
         ]
         optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, self.model)
-        for own in ("params", "model", "optimizer_dict"):  # optimizers that pick their parameters
-            groups = options.pop(own, groups)
+        groups = options.pop("params", groups)  # GaLore and APOLLO pick their parameters
         optimizer = optimizer_class(groups, **options)
+        if options.get("optim_bits") == 8:
+            _keep_embeddings_whole(self.model)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = get_scheduler(
             args.lr_scheduler_type,
@@ -237,6 +280,13 @@ class TaskModule(L.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
+    def switch_mode(self, mode: Literal["train", "eval"]) -> None:
+        """Put the model into a mode, and with it an optimizer that has modes (schedule-free)."""
+        # from_pretrained gives evaluation mode, and Lightning keeps it.
+        getattr(self.model, mode)()
+        for optimizer in self.trainer.optimizers if self._trainer is not None else []:
+            getattr(optimizer, mode, lambda: None)()
+
     def forward_autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision around the model's forward only, see `hflit.loop.precision`."""
         plugin = getattr(self._trainer, "precision_plugin", None)
@@ -246,18 +296,19 @@ class TaskModule(L.LightningModule):
     def _update(self) -> dict[str, Any]:
         optimizer = cast(LightningOptimizer, self.optimizers())
         schedule = cast(LRScheduler, self.lr_schedulers())
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        limit = self.args.max_grad_norm if self.args.max_grad_norm > 0 else math.inf
         # Clipped in the order of the model's parameters, not of the optimizer's groups: the order
         # decides the rounding of the norm.
-        if self.args.max_grad_norm > 0:
-            norm = clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+        if limit < math.inf or self.parity:  # clipping at infinity spreads a NaN to all weights
+            norm = clip_grad_norm_(self.model.parameters(), limit)
         else:
-            norm = get_total_norm(gradients)
+            norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # of sharded weights
         self.tell("on_pre_optimizer_step")
         optimizer.step()
         self.tell("on_optimizer_step")
         rate = optimizer.param_groups[0]["lr"]
-        if not isinstance(schedule, ReduceLROnPlateau):  # that one follows evaluations
+        if not isinstance(schedule, FOLLOWS_EVALUATIONS):
             schedule.step()
         optimizer.zero_grad()
         return {"grad_norm": norm, "learning_rate": rate}
@@ -285,12 +336,19 @@ class TaskModule(L.LightningModule):
 
     def _count_window(self, window: list[Batch]) -> Any:
         if not self.parity:
-            return sum(self.count_items(batch) for batch in window)
+            return sum(self.count_items(batch) * counts(batch) for batch in window)
         if not (self._takes_count and "labels" in window[0]):
             return None
         shifted = self._reference_count_shifts
-        labels = [b["labels"][..., 1:] if shifted else b["labels"] for b in window]
+        labels = [b["labels"][..., 1:] if shifted else b["labels"] for b in window if counts(b)]
         return sum(label.ne(IGNORE_INDEX).sum() for label in labels)
+
+    def _count_everywhere(self, items: Any) -> tuple[Any, int]:
+        """Items of all processes, and what makes up for gradients being their mean."""
+        world = self.args.world_size
+        if world == 1 or items is None or not self.args.average_tokens_across_devices:
+            return items, 1
+        return total(torch.as_tensor(items, device=self.device), world), world
 
     # transformers.Trainer's loss, operation by operation (5.23).
 
@@ -301,8 +359,9 @@ class TaskModule(L.LightningModule):
     def _reference_outputs(
         self, batch: Batch, count: Tensor | None
     ) -> tuple[Tensor, dict[str, Any]]:
-        prepared = self.prepare(batch, self.model)
-        inputs: dict[str, Any] = {k: v for k, v in prepared.items() if k in self._inputs}
+        wanted = forward_inputs(self.model)
+        prepared = self.prepare(batch, inner_model(self.model))
+        inputs: dict[str, Any] = {k: v for k, v in prepared.items() if k in wanted}
         labels = inputs.pop("labels") if self._smoother is not None else None
         if count is not None:
             inputs["num_items_in_batch"] = count
@@ -317,6 +376,33 @@ class TaskModule(L.LightningModule):
         return loss, outputs
 
 
+def counts(batch: Batch) -> bool:
+    """Whether a batch is there to be learned, and not to fill a place."""
+    return BLANK not in batch
+
+
+def forward_inputs(model: Any) -> frozenset[str]:
+    """Names of what a model's forward takes; those of the inner model, if it has an adapter."""
+    kind: Any = type(inner_model(model))
+    return _forward_inputs(kind)
+
+
+@functools.cache
+def _forward_inputs(kind: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)
+
+
 def mean_loss(sums: Tensor, items: Items) -> Tensor:
     """Sums over items -> their mean; of several parts, the sum of the means."""
     return (sums / torch.as_tensor(items, device=sums.device).clamp(min=1)).sum()
+
+
+def _keep_embeddings_whole(model: Any) -> None:
+    """Let 8-bit optimizers of bitsandbytes hold 32 bits for embeddings, as transformers does."""
+    from bitsandbytes.optim import GlobalOptimManager
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            GlobalOptimManager.get_instance().register_module_override(
+                module, "weight", {"optim_bits": 32}
+            )

@@ -1,15 +1,20 @@
-"""What tasks share in preparing batches for their models."""
+"""What tasks share: batches for their models, losses over tokens."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hflit.data.batching import Batch
+from hflit.data.batching import IGNORE_INDEX, Batch
+from hflit.loading import first_position
+from hflit.tasks.distillation import kl_distance
 
 
 def blind_to_neighbours(batch: Batch, model: nn.Module, causal: bool) -> Batch:
@@ -47,7 +52,7 @@ def blind_to_neighbours(batch: Batch, model: nn.Module, causal: bool) -> Batch:
         allowed = allowed.tril()
     allowed = allowed[:, None]  # one for all heads: (batch, 1, seq, seq)
     if config._attn_implementation == "eager":  # adds the mask to its scores
-        dtype = next(model.parameters()).dtype
+        dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
         lowest = torch.finfo(dtype).min
         batch["attention_mask"] = (
             torch.zeros(allowed.shape, dtype=dtype).to(allowed.device).masked_fill(~allowed, lowest)
@@ -57,13 +62,53 @@ def blind_to_neighbours(batch: Batch, model: nn.Module, causal: bool) -> Batch:
     return batch
 
 
-def first_position(model: nn.Module) -> int:
-    """Position id of a text's first token: 0, but `padding_idx + 1` for RoBERTa and its kin."""
-    for name, module in model.named_modules():
-        is_table = isinstance(module, nn.Embedding) and "position" in name.rsplit(".", 1)[-1]
-        if is_table and module.padding_idx is not None:
-            return int(module.padding_idx) + 1
-    return 0
+@contextmanager
+def logits_only_at(chosen: Tensor, model: Any) -> Iterator[None]:
+    """Compute logits for some tokens only: `(chosen, vocab)` in place of `(batch, seq, vocab)`.
+
+    In a masked language model the output layer is often most of the work, and its loss reads 15 %
+    of what comes out.
+
+    Args:
+        chosen: True at the tokens, `(batch, seq)`.
+        model: A transformers model whose output layer stands at its end; one that names none
+            computes all logits.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        yield
+        return
+    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][chosen], *inputs[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def token_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy in nats, summed over the tokens that have a label.
+
+    Args:
+        logits: `(batch, seq, vocab)`, or of the tokens with a label, `(tokens, vocab)`.
+        labels: `(batch, seq)`, -100 where nothing is learned.
+        smoothing: Share of each label that is spread over the vocabulary.
+    """
+    if logits.dim() == 2:
+        labels = labels[labels != IGNORE_INDEX]
+    return F.cross_entropy(
+        logits.float().flatten(0, -2),
+        labels.flatten(),
+        reduction="sum",
+        ignore_index=IGNORE_INDEX,
+        label_smoothing=smoothing,
+    )
+
+
+def token_distance(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """`kl_distance` over the tokens that have a label; logits as in `token_loss`."""
+    learned = labels != IGNORE_INDEX
+    at_labels = [each if each.dim() == 2 else each[learned] for each in (student, teacher)]
+    return kl_distance(at_labels[0], at_labels[1], temperature)
 
 
 def split_by_length(batch: Batch, forward_cost: float, places: tuple[str, ...] = ()) -> list[Batch]:

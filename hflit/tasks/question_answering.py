@@ -34,6 +34,7 @@ class QuestionAnswering(TaskModule):
     """
 
     auto_model = AutoModelForQuestionAnswering
+    lora_type = "QUESTION_ANS"
     tokenization = Questions
     label_names = ("start_positions", "end_positions")
     places = label_names

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 from transformers import (
@@ -16,11 +15,13 @@ from transformers import (
 )
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
-from hflit.data.batching import Batch
+from hflit.adapters import inner_model
+from hflit.data.batching import IGNORE_INDEX, Batch
 from hflit.data.sequences import Sequences, references
 from hflit.metrics.generation import GenerationMetrics
-from hflit.tasks.distillation import Distillation, kl_distance
-from hflit.tasks.module import IGNORE_INDEX, TaskModule
+from hflit.tasks.distillation import Distillation
+from hflit.tasks.module import TaskModule, forward_inputs
+from hflit.tasks.parts import token_distance, token_loss
 
 GENERATED_TOKENS = 128  # longest text where neither the caller nor the model sets a length
 
@@ -47,6 +48,7 @@ class SequenceSequence(TaskModule):
     """
 
     auto_model = AutoModelForSeq2SeqLM
+    lora_type = "SEQ_2_SEQ_LM"
     tokenization = Sequences
     options = ("tokenizer", "target_maxlength", "generation_max_length", "generation_num_beams")
 
@@ -64,11 +66,12 @@ class SequenceSequence(TaskModule):
         super().__init__(model, args, parity, distillation)
         # transformers.Trainer writes use_cache into the model's config. Decoders that share it
         # follow (BART); those with a copy (T5) keep keys and values, which moves the last bit.
-        shared = model.get_decoder().config is model.base_model.config
+        inner = inner_model(model)
+        shared = inner.get_decoder().config is inner.base_model.config
         self.passes_use_cache = shared or not parity
         self.tokenizer = tokenizer
         self.generation: dict[str, Any] = {}
-        known = model.generation_config
+        known = inner.generation_config
         if generation_max_length is not None:
             self.generation["max_length"] = generation_max_length
         elif known is None or (known.max_length is None and known.max_new_tokens is None):
@@ -97,18 +100,11 @@ class SequenceSequence(TaskModule):
 
     def summed_loss(self, outputs: dict[str, Any], batch: Batch) -> Tensor:
         """Cross-entropy in nats, summed over the tokens of the targets."""
-        return F.cross_entropy(
-            outputs["logits"].float().flatten(0, 1),  # (batch, target, vocab) -> (tokens, vocab)
-            batch["labels"].flatten(),
-            reduction="sum",
-            ignore_index=IGNORE_INDEX,
-            label_smoothing=self.args.label_smoothing_factor,
-        )
+        return token_loss(outputs["logits"], batch["labels"], self.args.label_smoothing_factor)
 
     def distance(self, outputs: Any, teacher: Any, batch: Batch, temperature: float) -> Tensor:
         """Divergence from the teacher's tokens of the targets."""
-        learned = batch["labels"] != IGNORE_INDEX
-        return kl_distance(outputs["logits"][learned], teacher["logits"][learned], temperature)
+        return token_distance(outputs["logits"], teacher["logits"], batch["labels"], temperature)
 
     def metrics(self, rows: Dataset) -> GenerationMetrics:
         """BLEU, chrF and ROUGE of what the model generates."""
@@ -119,9 +115,11 @@ class SequenceSequence(TaskModule):
         """The text that the model makes of each source; the caller sets evaluation mode."""
         if self.tokenizer is None:
             raise ValueError("Generated tokens become text by a tokenizer. Pass tokenizer=.")
-        inputs = {k: v for k, v in batch.items() if k in self._inputs and k != "labels"}
+        wanted = forward_inputs(self.model) - {"labels"}
+        inputs = {k: v for k, v in batch.items() if k in wanted}
         with self.forward_autocast():
-            ids = self.model.generate(**inputs, **self.generation)
+            # Processes have batches of their own: they do not wait for one another at each token.
+            ids = self.model.generate(**inputs, **self.generation, synced_gpus=False)
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     def _parts(self, batch: Batch) -> list[Batch]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
@@ -14,6 +15,8 @@ from hflit.data.labels import MULTI, REGRESSION, SINGLE, Labels
 from hflit.metrics.classification import ClassificationMetrics
 from hflit.tasks.distillation import bernoulli_distance, kl_distance
 from hflit.tasks.module import TaskModule
+
+PRIOR_ROWS = 10_000  # from which the shares of the labels are taken
 
 
 class TextClassification(TaskModule):
@@ -30,6 +33,7 @@ class TextClassification(TaskModule):
     """
 
     auto_model = AutoModelForSequenceClassification
+    lora_type = "SEQ_CLS"
     tokenization = Labels
 
     @classmethod
@@ -41,6 +45,28 @@ class TextClassification(TaskModule):
                 f"label_smoothing_factor={args.label_smoothing_factor} needs one class a row; "
                 f"these labels make it a {problem.replace('_', ' ')}. Leave it at 0."
             )
+
+    @classmethod
+    def start_head(cls, model: Any, rows: Any) -> None:
+        """Let a new head for several labels start from how common each label is.
+
+        Labels are mostly absent. A head that starts at one half each first pushes all logits down
+        alike, for which the fastest way is to make all texts alike: MiniLM on the 28 labels of
+        GoEmotions never told them apart again. Log odds as first biases are those of Lin et al.
+        2017, "Focal Loss for Dense Object Detection", section 3.3.
+        """
+        classes = model.config.num_labels
+        biases = [
+            model.get_parameter(name)
+            for name in getattr(model, "new_weights", ())
+            if name.endswith("bias") and model.get_parameter(name).shape == (classes,)
+        ]
+        if model.config.problem_type != MULTI or not biases:
+            return
+        labels = torch.tensor([row["labels"] for row in rows.take(PRIOR_ROWS)])
+        shares = (labels.sum(dim=0) + 0.5) / (len(labels) + 1)  # never 0 or 1
+        with torch.no_grad():
+            biases[-1].copy_(shares.logit())
 
     def count_items(self, batch: Batch) -> int:
         """Rows; for several labels rows times classes, as the mean of the loss is taken."""

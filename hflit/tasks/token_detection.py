@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from hflit.data.batching import Batch
+from hflit.adapters import inner_model, save_config
+from hflit.data.batching import IGNORE_INDEX, Batch
 from hflit.data.texts import Texts
-from hflit.loading import Base, load_model
+from hflit.loading import Base, copy_with_weights, load_model, load_weights
 from hflit.metrics.detection import DetectionMetrics
 from hflit.tasks.distillation import bernoulli_distance, kl_distance
-from hflit.tasks.module import IGNORE_INDEX, TaskModule
-from hflit.tasks.parts import blind_to_neighbours
+from hflit.tasks.module import TaskModule, forward_inputs
+from hflit.tasks.parts import blind_to_neighbours, logits_only_at
 
 
 @dataclass
@@ -108,7 +110,7 @@ class DetectionPair(nn.Module):
         inputs = {"attention_mask": attention_mask}
         inputs |= {name: value for name, value in optional.items() if value is not None}
         is_masked = labels != IGNORE_INDEX
-        guesses = self.generator(input_ids, **inputs).logits[is_masked].float()  # (masked, vocab)
+        guesses = self.guess(is_masked, input_ids, **inputs).float()  # (masked, vocab)
         originals = labels[is_masked]
         generator_loss = F.cross_entropy(guesses, originals, reduction="sum")
 
@@ -128,16 +130,38 @@ class DetectionPair(nn.Module):
         items = torch.stack([is_masked.sum(), is_scored.sum()]).clamp(min=1)
         return DetectionOutput((sums / items).sum(), logits, replaced, sums, guesses, corrupted)
 
+    def guess(self, is_masked: Tensor, input_ids: Tensor, **inputs: Any) -> Tensor:
+        """Logits of the generator at the masked tokens, `(masked, vocab)`."""
+        with logits_only_at(is_masked, inner_model(self.generator)):
+            logits = self.generator(input_ids, **inputs).logits
+        return logits if logits.dim() == 2 else logits[is_masked]
+
     def detect(self, input_ids: Tensor, **inputs: Any) -> Tensor:
         """Logits of the discriminator for replaced against original, `(batch, seq)`."""
         logits = self.discriminator(input_ids, **inputs).logits.float()
         # Two logits a token: their difference is the one that counts.
         return logits[..., 1] - logits[..., 0] if logits.dim() == 3 else logits
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of tokens that both halves share."""
+        return self.generator.get_input_embeddings()
+
+    def activation_checkpointing_enable(self, *args: Any, **options: Any) -> None:
+        """Compute the activations of both halves again when they are needed."""
+        for half in (self.generator, self.discriminator):
+            half.activation_checkpointing_enable(*args, **options)
+
+    def activation_checkpointing_disable(self) -> None:
+        """Keep the activations of both halves."""
+        for half in (self.generator, self.discriminator):
+            half.activation_checkpointing_disable()
+
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write `generator/` and `discriminator/`, each to load with `from_pretrained`."""
         for name in ("generator", "discriminator"):
-            getattr(self, name).save_pretrained(Path(folder) / name, **options)
+            half = getattr(self, name)
+            half.save_pretrained(Path(folder) / name, **options)
+            save_config(half, Path(folder) / name)
             self.tokenizer.save_pretrained(Path(folder) / name)
 
     def num_parameters(self, **options: Any) -> int:
@@ -154,6 +178,7 @@ class TokenDetection(TaskModule):
     """
 
     auto_model = AutoModelForMaskedLM
+    lora_type = "FEATURE_EXTRACTION"
     tokenization = Texts
     tokenization_settings = {"masked": True}
 
@@ -161,23 +186,25 @@ class TokenDetection(TaskModule):
     def load(cls, base: Base, changes: dict[str, Any]) -> Any:
         """Both halves from one base: a masked language model, a folder of both, or a pair."""
         if isinstance(base.model, DetectionPair):
-            return base.model
+            return copy_with_weights(base.model) if base.is_adapted else base.model
         folder = Path(base.path or "")
         if base.path and (folder / "discriminator").is_dir():
-            config = type(base.config).from_pretrained(folder / "discriminator")
-            generator = cls.auto_model.from_pretrained(folder / "generator")
-            kind = _discriminator_kind(config)
-            return DetectionPair(
-                generator, kind.from_pretrained(folder / "discriminator"), base.tokenizer
-            )
+            halves: list[Any] = []
+            for name in ("generator", "discriminator"):
+                config = type(base.config).from_pretrained(folder / name)
+                kind = cls.auto_model if name == "generator" else _discriminator_kind(config)
+                halves.append(load_weights(base, str(folder / name), kind, config))
+            return DetectionPair(halves[0], halves[1], base.tokenizer)
+        discriminator: Any
         generator = load_model(base, cls.auto_model, changes)
-        config = copy.deepcopy(generator.config)
+        config = copy.deepcopy(base.config)
+        config.update(changes)
         kind = _discriminator_kind(config)
         if kind is AutoModelForTokenClassification:
             config.id2label = {0: "original", 1: "replaced"}
             config.label2id = {"original": 0, "replaced": 1}
         if base.path is not None:
-            discriminator = kind.from_pretrained(base.path, config=config)
+            discriminator = load_weights(base, base.path, kind, config)
         else:
             make = getattr(kind, "from_config", kind)
             discriminator = make(config)
@@ -185,10 +212,16 @@ class TokenDetection(TaskModule):
             discriminator.base_model.load_state_dict(body, strict=False)
         return DetectionPair(generator, discriminator, base.tokenizer)
 
+    @classmethod
+    def each_model(cls, model: Any, change: Callable[[Any], Any]) -> Any:
+        """Change both halves."""
+        model.generator, model.discriminator = change(model.generator), change(model.discriminator)
+        return model
+
     def prepare(self, batch: Batch, model: Any) -> Batch:
         """Keep the texts of a packed row from seeing each other."""
         batch = {**batch, "is_token": batch["attention_mask"] > 0}
-        return blind_to_neighbours(batch, model.generator, causal=False)
+        return blind_to_neighbours(batch, inner_model(model.generator), causal=False)
 
     def count_items(self, batch: Batch) -> Tensor:
         """Masked tokens and all tokens, `(2,)`."""
@@ -198,7 +231,7 @@ class TokenDetection(TaskModule):
         """Outputs of both halves; the labels say which tokens to sample."""
         prepared = self.prepare(batch, model)
         with self.forward_autocast():
-            return model(**{k: v for k, v in prepared.items() if k in self._inputs})
+            return model(**{k: v for k, v in prepared.items() if k in forward_inputs(model)})
 
     def teach(self, batch: Batch, outputs: Any) -> Any:
         """The teacher's guesses, and what it makes of the tokens that the student replaced."""
@@ -209,7 +242,7 @@ class TokenDetection(TaskModule):
         inputs = {name: prepared[name] for name in wanted if name in prepared}
         masked = batch["labels"] != IGNORE_INDEX
         with self.forward_autocast():
-            guesses = teacher.generator(prepared["input_ids"], **inputs).logits[masked]
+            guesses = teacher.guess(masked, prepared["input_ids"], **inputs)
             return {"guesses": guesses, "logits": teacher.detect(outputs["corrupted"], **inputs)}
 
     def distance(self, outputs: Any, teacher: Any, batch: Batch, temperature: float) -> Tensor:

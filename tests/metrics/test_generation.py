@@ -59,5 +59,5 @@ def test_batches_meet_their_references_in_order():
     metrics = GenerationMetrics(lambda batch: next(made), [["a b"], ["c"], ["d", "e"], ["unread"]])
     for _ in range(2):
         metrics.update({"logits": torch.zeros(1)}, {})
-    assert metrics.references == [["a b"], ["c"], ["d", "e"]]
+    assert metrics.compute() == text_scores(["a b", "c", "d"], [["a b"], ["c"], ["d", "e"]])
     assert metrics.compute()["rouge1"] == 1.0

@@ -1,7 +1,5 @@
 """What every task promises: three formats, one model; saved, it loads back to equal logits."""
 
-import inspect
-
 import datasets
 import pandas as pd
 import pytest
@@ -19,6 +17,7 @@ from transformers import (
 
 from hflit import HFTrainer
 from hflit.tasks import TASKS
+from hflit.tasks.module import forward_inputs
 from tests.tasks.tiny import make, rows
 
 FORMATS = {
@@ -47,7 +46,7 @@ def outputs(model, tokenizer):
     inputs = tokenizer("w1 w2 w3", return_tensors="pt")
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = inputs["input_ids"]
-    wanted = inspect.signature(model.forward).parameters
+    wanted = forward_inputs(model)
     with torch.no_grad():
         found = model.eval()(**{k: v for k, v in inputs.items() if k in wanted})
     names = ("start_logits", "end_logits") if "start_logits" in found else ("logits",)

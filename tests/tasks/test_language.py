@@ -116,12 +116,10 @@ def reference(task, base, texts, **arguments):
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
-            output_dir="reference",
-            save_strategy="no",
             use_cpu=True,
             disable_tqdm=False,
             remove_unused_columns=False,
-            **arguments,
+            **{"output_dir": "reference", "save_strategy": "no", **arguments},
         ),  # fmt: skip
         train_dataset=datasets.Dataset.from_list(rows),
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=task == "language-modeling"),

@@ -1,11 +1,10 @@
 """The same seed, model and rows through `transformers.Trainer` and through hflit."""
 
-import datasets
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hflit import HFTrainer
+from tests.reference import assert_same_run, ours, reference
 
 SETTINGS = {
     "learning_rate": 5e-4,
@@ -14,70 +13,10 @@ SETTINGS = {
     "num_train_epochs": 2,
     "logging_steps": 1,
 }
-TIMES = ("runtime", "per_second")
-
-
-class Recorder(TrainerCallback):
-    """Notes every event with the step on which it came."""
-
-    def __init__(self):
-        self.events = []
-
-    def __getattribute__(self, name):
-        if name.startswith("on_"):
-            return lambda args, state, control, **_: self.events.append((name, state.global_step))
-        return super().__getattribute__(name)
 
 
 def accuracy(prediction):
     return {"accuracy": (prediction.predictions.argmax(-1) == prediction.label_ids).mean()}
-
-
-def reference(model, tokenizer, train, validation, metrics=None, **arguments):
-    """The run under transformers: its history, final weights and events."""
-
-    def tokenized(rows):
-        return datasets.Dataset.from_list(
-            [{**tokenizer(row["text"], truncation=True), "label": row["label"]} for row in rows]
-        )
-
-    recorder = Recorder()
-    trainer = Trainer(
-        model=model,
-        args=TrainingArguments(
-            output_dir="reference",
-            save_strategy="no",
-            use_cpu=True,
-            disable_tqdm=False,
-            **arguments,
-        ),
-        train_dataset=tokenized(train),
-        eval_dataset=tokenized(validation),
-        processing_class=tokenizer,
-        compute_metrics=metrics,
-        callbacks=[recorder],
-    )
-    trainer.train()
-    return trainer.state, model, recorder.events
-
-
-def ours(model, tokenizer, train, validation, metrics=None, parity=True, **arguments):
-    """The same run under hflit."""
-    recorder, trainer = Recorder(), HFTrainer()
-    model, _ = trainer(
-        (model, tokenizer),
-        train,
-        validation,
-        metrics=metrics,
-        parity=parity,
-        callbacks=[recorder],
-        **arguments,
-    )
-    return trainer.state, model, recorder.events
-
-
-def without_times(entry):
-    return {k: v for k, v in entry.items() if not any(word in k for word in TIMES)}
 
 
 @pytest.fixture
@@ -124,16 +63,12 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_parity_is_bit_identical_with_dropout(tiny_bert, rows, case):
     settings = {**SETTINGS, **case}
-    theirs, their_model, their_events = reference(*tiny_bert(dropout=0.1), *rows, **settings)
-    state, model, events = ours(*tiny_bert(dropout=0.1), *rows, **settings)
-
+    theirs = reference(*tiny_bert(dropout=0.1), *rows, **settings)
+    mine = ours(*tiny_bert(dropout=0.1), *rows, **settings)
+    assert_same_run(mine, theirs)
     # We evaluate the final weights once more than transformers does, if nothing else has.
-    history = state.log_history[: len(theirs.log_history)]
-    assert [without_times(e) for e in history] == [without_times(e) for e in theirs.log_history]
-    assert len(state.log_history) - len(theirs.log_history) == ("eval_strategy" not in case)
-    assert events[: len(their_events)] == their_events
-    for name, weight in their_model.state_dict().items():
-        assert torch.equal(model.state_dict()[name], weight), name
+    more = len(mine[0].log_history) - len(theirs[0].log_history)
+    assert more == ("eval_strategy" not in case)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

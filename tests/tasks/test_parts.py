@@ -1,13 +1,15 @@
-"""Micro-batches cut by length: the same loss and gradient, without the padding."""
+"""Padding and logits that are not computed: the same loss and gradient without them."""
 
 import itertools
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 
 from hflit import HFTrainer
-from hflit.tasks.parts import cheapest_cuts, split_by_length
+from hflit.tasks.parts import cheapest_cuts, logits_only_at, split_by_length, token_loss
+from tests.tasks.tiny import make
 
 
 def cost(lengths, cuts, forward_cost):
@@ -81,3 +83,21 @@ def test_parity_never_cuts(tiny_bert, ragged_rows, monkeypatch):
     monkeypatch.setattr("hflit.tasks.module.split_by_length", lambda *_: calls.append(1))
     HFTrainer()(tiny_bert(), ragged_rows(20), parity=True)
     assert not calls
+
+
+def test_logits_at_chosen_tokens_give_the_same_loss_and_gradient():
+    """The output layer sees the masked tokens alone; every weight learns as before."""
+    found = []
+    for sparse in (True, False):
+        model, _ = make("language-modeling", seed=0)
+        ids = torch.arange(5, 29).reshape(2, 12)
+        labels = ids.masked_fill(ids % 5 != 0, -100)
+        chosen = labels != -100
+        with logits_only_at(chosen, model) if sparse else nullcontext():
+            logits = model(ids).logits
+        assert logits.shape == ((int(chosen.sum()), 105) if sparse else (2, 12, 105))
+        loss = token_loss(logits, labels)
+        loss.backward()
+        found.append((loss, torch.cat([p.grad.flatten() for p in model.parameters()])))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+    assert model(ids).logits.shape == (2, 12, 105)  # the hook is gone

@@ -1,0 +1,270 @@
+"""What a trained model says about new rows: read in chunks, batched by length, told in order."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from hflit.adapters import inner_model
+from hflit.arguments import Arguments
+from hflit.data.batching import Collator
+from hflit.data.files import is_name, read_files
+from hflit.data.formats import reader_of
+from hflit.data.labels import MULTI, REGRESSION
+from hflit.data.questions import Questions
+from hflit.loading import Base, count_positions, resolve_maxlength
+from hflit.metrics.spans import SpanMetrics
+from hflit.saved import Saved
+from hflit.tasks import TASKS
+from hflit.tasks.module import forward_inputs
+from hflit.tasks.sequence_sequence import GENERATED_TOKENS
+
+CHUNK = 2_000  # rows in memory at a time
+Texts = list[tuple[str, ...]]  # the texts of each row of a batch
+
+
+def predictions(
+    saved: Saved, rows: Any, columns: list[str] | None = None, batch_size: int = 32
+) -> Iterator[dict[str, Any]]:
+    """What a model says about each row, in the order of the rows.
+
+    Args:
+        saved: The model.
+        rows: What the call takes as data.
+        columns: Columns with the texts, without labels; by default those it was trained on.
+        batch_size: Rows that the model reads at a time.
+
+    Yields:
+        text-classification: `label` and its `score` from 0 to 1, lists of both for several
+        labels, `score` alone for a regression. question-answering: `answer`, its `score` from 0
+        to 1, and the characters of the context between which it stands, `start` and `end`; an
+        empty answer where none is. sequence-sequence and language-generation: `generated`.
+        language-modeling: `filled`, the text with its masks filled in, and for each mask the word,
+        `tokens`, and its score, `scores`. token-detection: all `tokens` and the `scores` from 0
+        to 1 of their being replaced.
+
+    Raises:
+        ValueError: A column or a text is missing.
+    """
+    names = columns or text_columns(saved)
+    wanted = {"question-answering": 2}.get(saved.task, 1)
+    if not wanted <= len(names) <= 2:
+        raise ValueError(f"columns={names!r} must name {wanted} to 2 columns for {saved.task}.")
+    data = read_files(rows) if is_name(rows) else rows
+    data = reader_of(data)(data, names, "new", {})
+    predict = PREDICTORS[saved.task](saved)
+    if _device(saved) != Arguments().device:
+        saved.model.to(Arguments().device)
+    saved.model.eval()
+    start = 0
+    for chunk in data.iter(batch_size=CHUNK):
+        texts = list(zip(*(chunk[name] for name in names), strict=True))
+        for row, each in enumerate(texts, start):
+            missing = [n for n, text in zip(names, each, strict=True) if not isinstance(text, str)]
+            if missing:
+                raise ValueError(f"Row {row} of the new data has no text in {missing[0]!r}.")
+        start += len(texts)
+        yield from _by_length(predict, texts, batch_size)
+
+
+def text_columns(saved: Saved) -> list[str]:
+    """The columns a model reads, without labels."""
+    columns = saved.settings.get("columns") or TASKS[saved.task].tokenization.default_columns
+    texts = {"text-classification": 2, "question-answering": 2, "sequence-sequence": 1}
+    return [name for name in columns[: texts.get(saved.task)] if name is not None]
+
+
+@torch.no_grad()
+def _by_length(
+    predict: Callable[[Texts], list[dict[str, Any]]], texts: Texts, batch_size: int
+) -> list[dict[str, Any]]:
+    order = sorted(range(len(texts)), key=lambda row: sum(map(len, texts[row])), reverse=True)
+    found: dict[int, dict[str, Any]] = {}
+    for at in range(0, len(order), batch_size):
+        batch = order[at : at + batch_size]
+        found |= zip(batch, predict([texts[row] for row in batch]), strict=True)
+    return [found[row] for row in range(len(texts))]
+
+
+def _maxlength(saved: Saved) -> int | None:
+    inner = inner_model(getattr(saved.model, "discriminator", saved.model))
+    return resolve_maxlength(
+        saved.settings.get("maxlength"), Base(inner.config, saved.tokenizer, inner, None)
+    )
+
+
+def _encoder(saved: Saved, side: str | None = None) -> Callable[[list[list[str]]], dict[str, Any]]:
+    """Columns of texts -> padded tensors that the model takes."""
+    tokenizer = copy.deepcopy(saved.tokenizer)
+    tokenizer.padding_side = side or tokenizer.padding_side
+    maxlength = _maxlength(saved)
+
+    def encode(columns: list[list[str]]) -> dict[str, Any]:
+        tokens = tokenizer(
+            *columns,
+            max_length=maxlength,
+            truncation=maxlength is not None,
+            padding=True,
+            return_tensors="pt",
+        )
+        model = getattr(saved.model, "discriminator", saved.model)
+        wanted = forward_inputs(model)
+        return {name: tokens[name].to(_device(saved)) for name in tokens if name in wanted}
+
+    return encode
+
+
+def _device(saved: Saved) -> torch.device:
+    return next(saved.model.parameters()).device
+
+
+def _columns(texts: Texts) -> list[list[str]]:
+    return [list(column) for column in zip(*texts, strict=True)]
+
+
+def _classifier(saved: Saved) -> Callable[[Texts], list[dict[str, Any]]]:
+    encode, config = _encoder(saved), inner_model(saved.model).config
+    names = {int(index): name for index, name in config.id2label.items()}
+
+    def predict(texts: Texts) -> list[dict[str, Any]]:
+        logits = saved.model(**encode(_columns(texts))).logits.float().cpu()  # (batch, classes)
+        if config.problem_type == REGRESSION:
+            return [{"score": score} for score in logits.squeeze(-1).tolist()]
+        if config.problem_type == MULTI:
+            return [
+                {
+                    "label": [names[i] for i, each in enumerate(row) if each >= 0.5],
+                    "score": [each for each in row if each >= 0.5],
+                }
+                for row in logits.sigmoid().tolist()
+            ]
+        scores, classes = logits.softmax(dim=-1).max(dim=-1)
+        pairs = zip(classes.tolist(), scores.tolist(), strict=True)
+        return [{"label": names[index], "score": score} for index, score in pairs]
+
+    return predict
+
+
+def _answerer(saved: Saved) -> Callable[[Texts], list[dict[str, Any]]]:
+    stride = saved.settings.get("stride", 128)
+    questions = Questions(saved.tokenizer, ("q", "c", "a"), _maxlength(saved), stride)
+    collate = Collator(questions.padding, saved.tokenizer.padding_side, questions.finish)
+
+    def predict(texts: Texts) -> list[dict[str, Any]]:
+        asked, contexts = _columns(texts)
+        found = SpanMetrics(contexts, [[] for _ in contexts])
+        spans = questions({"q": asked, "c": contexts, "a": [None] * len(texts)})
+        rows = [dict(zip(spans, each, strict=True)) for each in zip(*spans.values(), strict=True)]
+        for at in range(0, len(rows), len(texts)):
+            batch = {
+                k: v.to(_device(saved)) for k, v in collate(rows[at : at + len(texts)]).items()
+            }
+            inputs = {k: v for k, v in batch.items() if k in forward_inputs(saved.model)}
+            for name in ("start_positions", "end_positions"):
+                inputs.pop(name, None)
+            found.update(saved.model(**inputs), batch)
+        return [_answer(found, row) for row in range(len(texts))]
+
+    return predict
+
+
+def _answer(found: SpanMetrics, row: int) -> dict[str, Any]:
+    """The best answer of a row, or none, by the odds of its best candidates."""
+    best = found.candidates[row]
+    scores = np.array([each.score for each in best] + [found.null_scores[row]])
+    shares = np.exp(scores - scores.max())
+    shares /= shares.sum()
+    if not best or found.null_scores[row] > best[0].score:
+        return {"answer": "", "score": float(shares[-1]), "start": 0, "end": 0}
+    start, end = best[0].start, best[0].end
+    text = found.contexts[row][start:end]
+    return {"answer": text, "score": float(shares[0]), "start": start, "end": end}
+
+
+def _translator(saved: Saved) -> Callable[[Texts], list[dict[str, Any]]]:
+    kind: Any = TASKS[saved.task]
+    names = ("target_maxlength", "generation_max_length", "generation_num_beams")
+    options = {name: saved.settings.get(name) for name in names}
+    module = kind(saved.model, Arguments(), tokenizer=saved.tokenizer, **options)
+    encode, prefix = _encoder(saved), saved.settings.get("prefix") or ""
+
+    def predict(texts: Texts) -> list[dict[str, Any]]:
+        sources = [prefix + text for (text,) in texts]
+        return [{"generated": text} for text in module.generate(encode([sources]))]
+
+    return predict
+
+
+def _writer(saved: Saved) -> Callable[[Texts], list[dict[str, Any]]]:
+    encode, inner = _encoder(saved, side="left"), inner_model(saved.model)
+    positions = count_positions(Base(inner.config, saved.tokenizer, inner, None)) or math.inf
+
+    def predict(texts: Texts) -> list[dict[str, Any]]:
+        inputs = encode(_columns(texts))
+        inputs.pop("token_type_ids", None)
+        read = inputs["input_ids"].shape[1]
+        room = max(1, int(min(GENERATED_TOKENS, positions - read)))
+        ids = saved.model.generate(
+            **inputs, max_new_tokens=room, pad_token_id=saved.tokenizer.pad_token_id
+        )
+        written = saved.tokenizer.batch_decode(ids[:, read:], skip_special_tokens=True)
+        return [{"generated": text} for text in written]
+
+    return predict
+
+
+def _filler(saved: Saved) -> Callable[[Texts], list[dict[str, Any]]]:
+    encode, tokenizer = _encoder(saved), saved.tokenizer
+    mask: Any = tokenizer.mask_token
+
+    def predict(texts: Texts) -> list[dict[str, Any]]:
+        inputs = encode(_columns(texts))
+        masked = inputs["input_ids"] == tokenizer.mask_token_id
+        logits = saved.model(**inputs).logits[masked].float()  # (masks, vocab)
+        scores, ids = logits.softmax(dim=-1).max(dim=-1)
+        words = iter(zip(tokenizer.batch_decode(ids[:, None]), scores.tolist(), strict=True))
+        results = []
+        for (text, *_), count in zip(texts, masked.sum(dim=1).tolist(), strict=True):
+            found = [(word.strip(), score) for word, score in (next(words) for _ in range(count))]
+            for word, _ in found:
+                text = text.replace(mask, word, 1)
+            tokens, likely = [word for word, _ in found], [score for _, score in found]
+            results.append({"filled": text, "tokens": tokens, "scores": likely})
+        return results
+
+    return predict
+
+
+def _detector(saved: Saved) -> Callable[[Texts], list[dict[str, Any]]]:
+    encode, tokenizer = _encoder(saved), saved.tokenizer
+    special = torch.tensor(tokenizer.all_special_ids)
+
+    def predict(texts: Texts) -> list[dict[str, Any]]:
+        inputs = encode(_columns(texts))
+        odds = saved.model.detect(**inputs).sigmoid().cpu()  # (batch, seq)
+        ids = inputs["input_ids"].cpu()
+        shown = ~torch.isin(ids, special)
+        return [
+            {
+                "tokens": tokenizer.convert_ids_to_tokens(row[use].tolist()),
+                "scores": each[use].tolist(),
+            }
+            for row, each, use in zip(ids, odds, shown, strict=True)
+        ]
+
+    return predict
+
+
+PREDICTORS: dict[str, Callable[[Saved], Callable[[Texts], list[dict[str, Any]]]]] = {
+    "text-classification": _classifier,
+    "question-answering": _answerer,
+    "sequence-sequence": _translator,
+    "language-generation": _writer,
+    "language-modeling": _filler,
+    "token-detection": _detector,
+}

@@ -1,0 +1,79 @@
+"""Learning curves and histograms, drawn with matplotlib."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+SKIPPED = ("runtime", "per_second", "flos", "mem_", "epoch", "num_input_tokens")
+
+
+def learning_curves(history: Sequence[dict[str, Any]]) -> Figure | None:
+    """Losses, and the figures of the evaluations, over the updates; None if nothing was logged.
+
+    Args:
+        history: `log_history` of the run.
+    """
+    names = dict.fromkeys(name for entry in history for name in entry)
+    metrics = [n for n in names if n.startswith("eval_") and not any(s in n for s in SKIPPED)]
+    losses: list[str] = ["loss", "eval_loss"]
+    panels = [("loss", [n for n in losses if n in names])]
+    panels.append(("evaluation", [n for n in metrics if n != "eval_loss"]))
+    panels = [(title, lines) for title, lines in panels if lines]
+    if not panels:
+        return None
+    figure = Figure(figsize=(5 * len(panels), 3.2), layout="constrained")
+    for place, (title, lines) in enumerate(panels, 1):
+        axes = figure.add_subplot(1, len(panels), place)
+        for name in lines:
+            points = [(each["step"], each[name]) for each in history if name in each]
+            numbers = [(x, y) for x, y in points if isinstance(y, (int, float))]
+            axes.plot(*zip(*numbers, strict=True), marker=".", label=name)
+        axes.set_title(title)
+        axes.set_xlabel("update")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    return figure
+
+
+def length_histogram(splits: dict[str, Sequence[Sequence[int]]]) -> Figure:
+    """Inputs by their length in tokens.
+
+    Args:
+        splits: Name -> pairs of a length and the inputs up to it, as `data_facts` counts them.
+    """
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    for name, pairs in splits.items():
+        edges = [0, *(edge for edge, _ in pairs)]
+        axes.stairs([count for _, count in pairs], edges, label=name, fill=True, alpha=0.5)
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("inputs")
+    axes.legend(fontsize="small")
+    return figure
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure as a picture."""
+    _draw(FigureCanvasAgg(figure).print_png, path)
+
+
+def as_svg(figure: Figure) -> str:
+    """A figure as an element of a page."""
+    drawn = io.StringIO()
+    _draw(FigureCanvasSVG(figure).print_svg, drawn)
+    text = drawn.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _draw(draw: Any, target: Any) -> None:
+    with warnings.catch_warnings():  # of letters that the font lacks
+        warnings.simplefilter("ignore")
+        draw(target, metadata={"Date": None} if isinstance(target, io.StringIO) else None)

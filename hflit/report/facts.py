@@ -1,0 +1,144 @@
+"""What is known of a run and of its data, in numbers and words that JSON can hold."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+
+import hflit
+from hflit.checks import listed
+from hflit.data import DataModule, Labels
+from hflit.data.labels import SINGLE
+
+VERSIONS = ("torch", "lightning", "transformers", "datasets", "peft", "tokenizers")
+BINS = 10  # of the histogram of lengths
+KEPT = ("prefix", "stride", "target_maxlength", "generation_max_length", "generation_num_beams")
+
+
+def run_facts(
+    call: Callable[..., Any],
+    given: Mapping[str, Any],
+    keywords: Mapping[str, Any],
+    data: DataModule,
+    seed: int,
+) -> dict[str, Any]:
+    """What a run was given, and by what it can be told from others.
+
+    Args:
+        call: The call, for its defaults.
+        given: Its named arguments.
+        keywords: Its further keywords.
+        data: The rows it read.
+        seed: Of its random numbers.
+    """
+    defaults = {k: each.default for k, each in inspect.signature(call).parameters.items()}
+    # Data and models are no defaults, and some cannot be compared with one.
+    plain = (bool, int, float, str, tuple, type(None))
+    asked = {
+        k: v
+        for k, v in given.items()
+        if k in defaults and not (isinstance(v, plain) and v == defaults[k])
+    }
+    asked |= {name: value for name, value in keywords.items() if not name.endswith("_token")}
+    callbacks = [type(each).__name__ for each in listed(asked.pop("callbacks", None))]
+    if callbacks := [name for name in callbacks if name != "SaveConfig"]:  # the program's own
+        asked["callbacks"] = callbacks
+    tokenization = data.tokenization
+    return {
+        "task": given["task"],
+        "base": named(given["base"]),
+        "train": named(given["train"]),
+        "validation": named(given["validation"]),
+        "columns": list(tokenization.columns),
+        "maxlength": tokenization.maxlength,
+        **{name: getattr(tokenization, name, given[name]) for name in KEPT},
+        "seed": seed,
+        "fingerprint": data.digest(),
+        "call": {name: named(value) for name, value in asked.items()},
+        "versions": {"hflit": hflit.__version__, **_versions()},
+    }
+
+
+def named(value: Any) -> Any:
+    """A value as it was typed, or what kind of object it was."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, dict):
+        return {str(name): named(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)) and len(value) == 2 and hasattr(value[0], "parameters"):
+        path = getattr(value[0].config, "name_or_path", "")
+        return path or f"a {type(value[0]).__name__} in memory"
+    plain = (bool, int, float, str, type(None))
+    if isinstance(value, (list, tuple)) and all(isinstance(each, plain) for each in value):
+        return list(value)
+    if hasattr(value, "__fspath__"):
+        return str(value)
+    if hasattr(value, "__len__"):
+        return f"{len(value)} rows in a {type(value).__name__}"
+    return getattr(value, "__qualname__", f"a {type(value).__name__}")
+
+
+def data_facts(data: DataModule, split: str) -> dict[str, Any]:
+    """Rows, lengths in tokens and labels of a split; empty of a stream.
+
+    Args:
+        data: Set up.
+        split: `train` or `validation`.
+
+    Returns:
+        `rows` read, `inputs` made of them, `tokens` in these, `lengths` (least, median, 95 of 100,
+        most), `histogram` (pairs of a length and how many inputs are no longer than that and longer
+        than the one before), `longest`: inputs that reach maxlength; for one class a row `labels`,
+        name -> rows.
+    """
+    tokens = data.tokens.get(split)
+    if not isinstance(tokens, datasets.Dataset):
+        return {}
+    lengths = input_lengths(data, split)
+    edges = np.unique(np.linspace(0, lengths.max(), BINS + 1).round().astype(int))
+    counts, _ = np.histogram(lengths, np.append(edges[:-1] + 0.5, edges[-1] + 0.5))
+    limit = data.tokenization.maxlength
+    return {
+        "rows": len(data.rows[split]),
+        "inputs": len(tokens),
+        "tokens": int(lengths.sum()),
+        "lengths": [int(np.quantile(lengths, each)) for each in (0, 0.5, 0.95, 1)],
+        "histogram": [[int(e), int(c)] for e, c in zip(edges[1:], counts, strict=True)],
+        "longest": 0 if limit is None else int((lengths >= limit).sum()),
+        **label_counts(data, split),
+    }
+
+
+def input_lengths(data: DataModule, split: str) -> np.ndarray:
+    """Tokens of each input of a split, `(inputs,)`."""
+    ids = data.tokens[split].with_format("arrow")[:]["input_ids"]
+    return pc.list_value_length(ids).to_numpy()
+
+
+def label_counts(data: DataModule, split: str) -> dict[str, Any]:
+    """`labels`: name of each class -> its rows, where a row has one class; else nothing."""
+    tokenization = data.tokenization
+    if not isinstance(tokenization, Labels) or tokenization.map is None:
+        return {}
+    if tokenization.map.problem != SINGLE:
+        return {"problem": tokenization.map.problem}
+    found = data.tokens[split].with_format("arrow")[:]["labels"].combine_chunks().to_numpy()
+    counts = np.bincount(found, minlength=len(tokenization.map.names)).tolist()
+    names = tokenization.map.names
+    return {"problem": SINGLE, "labels": {names[i]: count for i, count in enumerate(counts)}}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

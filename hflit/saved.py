@@ -1,0 +1,106 @@
+"""What a run left in its folder -> task, model and tokenizer, ready to use."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, PeftModel
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from hflit.loading import load_base, load_weights
+from hflit.tasks import TASKS
+
+RUN_FILE = "run.json"  # what the call was given, beside the model
+
+
+@dataclass
+class Saved:
+    """A trained model.
+
+    Attributes:
+        task: One of the six.
+        model: In evaluation mode, with its adapter if it has one.
+        tokenizer: Its tokenizer.
+        settings: Arguments of the call that trained it, by name: columns, lengths, prefix; empty
+            if nothing is known of it.
+    """
+
+    task: str
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def load_saved(folder: str | os.PathLike[str]) -> Saved:
+    """Load a trained model: one of ours, or any that has a head for one of the six tasks.
+
+    Args:
+        folder: Folder or hub id; adapters are put onto the base they were trained on.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: The model has no head for any task, or its base is unknown.
+    """
+    path = Path(folder)
+    settings = read_run(path)
+    if (path / "adapter_config.json").exists():
+        task, model = _adapted(path, settings)
+        tokenizer = load_base((model, AutoTokenizer.from_pretrained(str(path)))).tokenizer
+        return Saved(task, model.eval(), tokenizer, settings)
+    start = load_base(str(folder))
+    is_pair = (path / "discriminator").is_dir()
+    known: str | None = "token-detection" if is_pair else _task_of(start.config)
+    known = settings.get("task") or known
+    if known is None:
+        kinds = ", ".join(start.config.architectures or ["model"])
+        raise ValueError(
+            f"{folder} holds a {kinds}, without a head for one of: {', '.join(TASKS)}. Train it "
+            "first."
+        )
+    model = TASKS[known].load(start, {})
+    return Saved(known, model.eval(), start.tokenizer, settings)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What the call was given that left a folder; empty if that is not known."""
+    file = folder / RUN_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def save_run(folder: str | Path, facts: dict[str, Any]) -> None:
+    """Write what the call was given beside the model."""
+    text = json.dumps(facts, indent=2, ensure_ascii=False, default=str)
+    Path(folder, RUN_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _adapted(path: Path, settings: dict[str, Any]) -> tuple[str, Any]:
+    """Task and model of an adapter's folder."""
+    adapter = PeftConfig.from_pretrained(str(path))
+    base = adapter.base_model_name_or_path
+    kinds = [task for task, kind in TASKS.items() if kind.lora_type == str(adapter.task_type)]
+    task = settings.get("task") or next(iter(kinds), None)
+    if task is None or not base:
+        raise ValueError(
+            f"{path} holds an adapter that does not say what it belongs to. Train with "
+            "merge_adapter=True, or from a base that has a name."
+        )
+    start = load_base(base)
+    config = type(start.config).from_pretrained(str(path))  # with the names of the classes
+    resized = config.num_labels != start.config.num_labels
+    model = load_weights(
+        start, base, TASKS[task].auto_model, config, ignore_mismatched_sizes=resized
+    )
+    return task, PeftModel.from_pretrained(model, str(path))
+
+
+def _task_of(config: Any) -> str | None:
+    for task, kind in TASKS.items():
+        known = kind.auto_model._model_mapping.get(type(config), ())
+        known = known if isinstance(known, tuple) else (known,)
+        if {each.__name__ for each in known} & set(config.architectures or ()):
+            return task
+    return None

@@ -1,0 +1,122 @@
+"""`hflit fit`, `validate` and `test`: the same run as the call's, again from what it left."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import hflit
+from hflit import HFTrainer
+from hflit.tasks import TASKS
+
+ROOT = str(Path(hflit.__file__).parent.parent)
+TRAIN = ("--args.max_steps", "6", "--args.logging_steps", "1", "--args.eval_strategy", "epoch")
+
+
+def losses(folder):
+    history = json.loads((Path(folder) / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def test_the_saved_configuration_gives_the_same_losses_as_the_run_and_the_call(base, program):
+    options = [*base(), *TRAIN, "--args.hub_token", "secret"]
+    status, out, err = program("fit", *options, "--args.output_dir", "one")
+    assert (status, err) == (0, "")
+    assert "After 6 updates" in out
+    assert "secret" not in Path("one/config.yaml").read_text()
+    program("fit", "--config", "one/config.yaml", "--args.output_dir", "two")
+    trainer = HFTrainer()
+    trainer(
+        "base",
+        "train.jsonl",
+        maxlength=32,
+        max_steps=6,
+        logging_steps=1,
+        use_cpu=True,
+    )
+    called = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(called) == 6
+    assert losses("one") == losses("two") == called
+    config = yaml.safe_load(Path("one/config.yaml").read_text())
+    assert config["data"] == {"train": "train.jsonl", "validation": "val.jsonl", "maxlength": 32}
+
+
+def test_without_an_output_dir_nothing_is_written(base, program):
+    options = base()
+    before = sorted(Path().rglob("*"))
+    assert "Nothing was saved" in program("fit", *options, "--args.max_steps", "1")[1]
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_validate_finds_the_figures_of_the_run(task, base, program):
+    if task == "token-detection":
+        options = base("language-modeling")
+        options[options.index("language-modeling")] = task
+    else:
+        options = base(task)
+    run = [*options, *TRAIN, "--args.output_dir", "out", "--model.metrics", "auto"]
+    assert program("fit", *run)[0] == 0
+    history = json.loads(Path("out/trainer_state.json").read_text())["log_history"]
+    last = [entry for entry in history if "eval_loss" in entry][-1]
+    status, out, _ = program("validate", *run, "--json")
+    figures = json.loads(out)
+    assert status == 0
+    compared = [n for n in last if n.startswith("eval_") and "runtime" not in n and "per_" not in n]
+    # Both halves of a pair are drawn from: what the generator puts in is another each time.
+    if task != "token-detection":
+        assert {n: figures[n] for n in compared} == pytest.approx({n: last[n] for n in compared})
+    status, out, _ = program("test", *run, "--data.test", "val.jsonl", "--json")
+    assert json.loads(out).keys() >= {"test_loss"}
+
+
+def test_validate_names_what_it_evaluates_and_refuses_a_random_head(base, program):
+    options = base("language-modeling")
+    Path("val.jsonl").write_text('{"text": "w1", "label": 0}\n{"text": "w2", "label": 1}\n')
+    options[options.index("language-modeling")] = "text-classification"
+    status, _, err = program("validate", *options, "--data.train", "val.jsonl")
+    assert status == 2
+    assert "base has no trained head for text-classification" in err
+    assert "--data.test must be given" in program("test", *options)[2]
+
+
+def test_an_adapter_is_fitted_validated_and_asked(base, program):
+    run = [*base(), *TRAIN, "--model.lora", "true", "--args.output_dir", "out"]
+    assert program("fit", *run)[0] == 0
+    history = json.loads(Path("out/trainer_state.json").read_text())["log_history"]
+    figures = json.loads(program("validate", *run, "--json")[1])
+    last = [entry for entry in history if "eval_loss" in entry][-1]
+    assert figures["eval_loss"] == pytest.approx(last["eval_loss"])
+    status, out, _ = program("predict", "--model", "out", "--data", "val.jsonl")
+    assert status == 0
+    assert json.loads(out.splitlines()[0]).keys() == {"label", "score"}
+
+
+def test_a_run_goes_on_from_its_checkpoint(base, program):
+    saved = [*base(), *TRAIN, "--args.save_strategy", "steps", "--args.save_steps", "3"]
+    assert program("fit", *saved, "--args.output_dir", "whole")[0] == 0
+    shutil.copytree("whole/checkpoint-3", "part/checkpoint-3")
+    words = [*saved, "--args.output_dir", "part", "--model.checkpoint"]
+    assert program("fit", *words, "part/checkpoint-3")[0] == 0
+    assert losses("part") == losses("whole")
+    assert program("fit", *words, "true")[0] == 0
+    status, out, _ = program("validate", *words, "part/checkpoint-3")
+    assert status == 0
+    assert out.startswith("part/checkpoint-3 on val.jsonl:")
+
+
+def test_the_program_runs_as_a_process(base):
+    done = subprocess.run(
+        [sys.executable, "-m", "hflit", "fit", *base(), "--args.max_steps", "1"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": ROOT},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "After 1 updates" in done.stdout
+    assert done.stderr == ""

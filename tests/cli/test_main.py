@@ -1,0 +1,66 @@
+"""The way in: help at once, one line for an error, and the exit status."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hflit.cli.main import COMMANDS
+
+
+def test_help_lists_the_commands_at_once():
+    start = time.time()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "hflit", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=sys.path[0] or None,
+    )
+    assert time.time() - start < 5  # a busy machine; what takes long is not imported at all
+    assert all(f"  {name} " in done.stdout for name in COMMANDS)
+    assert not any(name in done.stderr for name in (" torch\n", " transformers\n", " datasets\n"))
+
+
+def test_an_error_is_one_line_and_2(program):
+    status, out, err = program("fti")
+    assert (status, out, err) == (2, "", "hflit: Unknown command 'fti'. Did you mean 'fit'?\n")
+
+
+def test_debug_shows_where_an_error_comes_from(program):
+    status, _, err = program("fit", "--model.base", "x", "--data.train", "no.csv")
+    assert status == 2
+    assert err.count("\n") == 1
+    with pytest.raises(OSError, match="'x' is no folder with a model"):
+        program("fit", "--model.base", "x", "--data.train", "no.csv", "--debug")
+
+
+def test_version(program):
+    assert program("--version")[1].startswith("hflit 0")
+
+
+WRONG = {
+    "--args.learning_rate abc": "--args.learning_rate=abc is not a number.",
+    "--args.learningrate 1": "Unknown option --args.learningrate. Did you mean --args.learning_rat",
+    "--data.maxlength 1.5": "--data.maxlength=1.5 is not a whole number.",
+    "--trainer.max_epochs 3": "Use num_train_epochs.",
+    "--model.task poetry": "Unknown task 'poetry'. Choose one of: text-classification",
+    "--config no.yaml": "no.yaml",
+    "--model.lora": "--model.lora: expected one argument",
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_wrong_option_is_told_as_typed(words, program):
+    given = ["--model.base", "base", "--data.train", "train.csv", *words.split()]
+    status, out, err = program("fit", *given)
+    assert (status, out) == (2, "")
+    assert WRONG[words] in err
+    assert err.startswith("hflit fit: ")
+    assert err.count("\n") == 1
+
+
+def test_what_is_missing_is_named(program):
+    err = program("fit")[2]
+    assert "--model.base and --data.train must be given" in err

@@ -1,0 +1,103 @@
+"""Options come from the call and the table of fields; who wins over whom."""
+
+import dataclasses
+import inspect
+from pathlib import Path
+
+import lightning.pytorch as L
+import pytest
+import transformers
+import yaml
+
+from hflit.cli.options import DATA, call_of, given, make_parser, read_options
+from hflit.pipeline import HFTrainer
+
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
+
+
+@pytest.fixture(scope="module")
+def parser():
+    return make_parser("fit", "Fine-tune a model.")
+
+
+@pytest.fixture
+def read(parser):
+    def read(*argv):
+        return call_of(parser, read_options(parser, argv))
+
+    return read
+
+
+def test_every_argument_field_and_flag_is_an_option_with_a_meaning(parser):
+    helps = {action.dest: action.help for action in parser._actions}
+    call = set(inspect.signature(HFTrainer.__call__).parameters) - {"self", "args"}
+    fields = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
+    flags = set(inspect.signature(L.Trainer).parameters) - {"max_steps"}
+    assert set(DATA) <= call
+    for name in call:
+        assert helps.get(f"model.{name}") or helps.get(f"data.{name}"), name
+    assert all(helps[f"args.{name}"] for name in fields)
+    assert all(helps[f"trainer.{name}"] for name in flags)
+
+
+def test_a_later_file_wins_and_an_option_wins_over_both(read, tmp_path):
+    (tmp_path / "a.yaml").write_text("args: {learning_rate: 1e-3, seed: 1, max_steps: 5}\n")
+    (tmp_path / "b.yaml").write_text("args: {seed: 2, max_steps: 6}\n")
+    words = ["--args.max_steps", "7", "--config", "a.yaml", "--config=b.yaml"]
+    assert read(*words) == {"learning_rate": 1e-3, "seed": 2, "max_steps": 7}
+
+
+def test_the_environment_stands_below_files(read, tmp_path, monkeypatch):
+    monkeypatch.setenv("HFLIT_ARGS__LEARNING_RATE", "0.5")
+    monkeypatch.setenv("HFLIT_DATA__COLUMNS", "[a, b]")
+    (tmp_path / "a.yaml").write_text("args: {learning_rate: 0.25}\n")
+    assert read("--config", "a.yaml") == {"learning_rate": 0.25, "columns": ["a", "b"]}
+
+
+def test_a_value_at_its_default_is_not_given(read):
+    """Otherwise `bf16: false` would contradict `precision: bf16-mixed`."""
+    assert read("--args.bf16", "false", "--trainer.precision", "bf16-mixed") == {
+        "precision": "bf16-mixed"
+    }
+
+
+def test_yaml_takes_no_for_a_word(read, tmp_path):
+    (tmp_path / "a.yaml").write_text("args: {eval_strategy: no, report_to: none, fsdp: true}\n")
+    assert read("--config", "a.yaml") == {"fsdp": True}
+
+
+def test_objects_are_made_of_their_classes(read):
+    call = read(
+        "--trainer.callbacks+=transformers.EarlyStoppingCallback",
+        "--trainer.callbacks.early_stopping_patience=2",
+        "--model.metrics=json.dumps",
+        "--model.lora={r: 4}",
+    )
+    assert call["callbacks"][0].early_stopping_patience == 2
+    assert callable(call["metrics"])
+    assert call["lora"] == {"r": 4}
+
+
+def test_an_older_name_is_taken_and_not_shown(read, parser):
+    assert read("--args.evaluation_strategy", "epoch") == {"evaluation_strategy": "epoch"}
+    assert "evaluation_strategy" not in parser.format_help()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_read(path, read):
+    groups = yaml.safe_load(path.read_text())
+    assert read("--config", str(path)).keys() <= {
+        name for group in groups.values() for name in group
+    }
+    assert read("--config", str(path))["base"] == groups["model"]["base"]
+
+
+def test_a_printed_configuration_can_be_read_again(parser, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--args.seed", "7", "--print_config"])
+    (tmp_path / "all.yaml").write_text(capsys.readouterr().out)
+    config = read_options(parser, ["--config", "all.yaml"])
+    assert {k: v for k, v in given(parser, config).items() if v} == {"args": {"seed": 7}}
+    assert set(yaml.safe_load((tmp_path / "all.yaml").read_text())) == {
+        *("model", "data", "args", "trainer")
+    }

@@ -1,0 +1,109 @@
+"""`hflit predict` and `HFTrainer.predict`: rows in, predictions out, in the same order."""
+
+import csv
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from transformers import pipeline
+
+from hflit import HFTrainer
+from hflit.tasks import TASKS
+from tests.tasks.tiny import make, rows
+
+COLUMNS = {
+    "text-classification": {"label", "score"},
+    "question-answering": {"answer", "score", "start", "end"},
+    "sequence-sequence": {"generated"},
+    "language-generation": {"generated"},
+    "language-modeling": {"filled", "tokens", "scores"},
+    "token-detection": {"tokens", "scores"},
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_each_task_says_something_about_each_row(task, program):
+    data = rows(task)
+    if task == "language-modeling":
+        data = [{"text": row["text"] + " [MASK]"} for row in data]
+    trainer = HFTrainer()
+    options = {"stride": 8} if task == "question-answering" else {}
+    if task == "sequence-sequence":
+        options["generation_max_length"] = 5
+    trainer(make(task, 0), data, task=task, max_steps=1, maxlength=32, output_dir="out", **options)
+    found = trainer.predict(data, batch_size=5)
+    assert len(found) == len(data)
+    assert set(found[0]) == COLUMNS[task]
+    if task == "question-answering":
+        for row, each in zip(data, found, strict=True):
+            assert row["context"][each["start"] : each["end"]] == each["answer"]
+    if task == "language-modeling":
+        assert all(len(each["tokens"]) == 1 and "[MASK]" not in each["filled"] for each in found)
+
+    Path("new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
+    for name in ("out.jsonl", "out.csv", "out.parquet"):
+        status, _, err = program(
+            "predict", "--model", "out", "--data", "new.jsonl", "--output", name, "--batch_size", 5
+        )
+        assert status == 0, err
+        assert f"{len(data)} predictions ({task})" in err
+    kept = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert [_rounded(row) for row in kept] == [_rounded(row) for row in found]
+    table = datasets.Dataset.from_parquet("out.parquet", cache_dir="cache")
+    assert [_rounded(row) for row in table] == [_rounded(row) for row in found]
+    with open("out.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(data)
+
+
+def _rounded(row):
+    kept = {}
+    for name, value in row.items():
+        if name in ("score", "scores"):
+            value = torch.tensor(value).mul(1e4).round().tolist()
+        kept[name] = value
+    return kept
+
+
+def test_a_classifier_says_what_the_pipeline_of_transformers_says(tiny_bert, ragged_rows):
+    data = ragged_rows(50)
+    trainer = HFTrainer()
+    model, tokenizer = trainer(tiny_bert(), data, max_steps=2)
+    expected = pipeline("text-classification", model, tokenizer=tokenizer, device="cpu")(
+        [row["text"] for row in data]
+    )
+    found = trainer.predict(data)
+    assert [each["label"] for each in found] == [each["label"] for each in expected]
+    assert [each["score"] for each in found] == pytest.approx([e["score"] for e in expected])
+
+
+def test_several_labels_and_scores_of_a_regression(tiny_bert, ragged_rows):
+    data = ragged_rows(12)
+    several = [{**row, "label": [1, 0, 1]} for row in data]
+    trainer = HFTrainer()
+    trainer(tiny_bert(num_labels=3), several, max_steps=30, learning_rate=1e-2)
+    assert trainer.predict(several)[0]["label"] == ["LABEL_0", "LABEL_2"]
+    scores = [{**row, "label": i / 7} for i, row in enumerate(data)]
+    trainer(tiny_bert(num_labels=1), scores, max_steps=1)
+    assert set(trainer.predict(scores)[0]) == {"score"}
+
+
+def test_the_truth_can_be_kept_beside(base, program):
+    program("fit", *base(), "--args.max_steps", "1", "--args.output_dir", "out")
+    out = program("predict", "--model", "out", "--data", "val.jsonl", "--keep", "[text, label]")[1]
+    assert list(json.loads(out.splitlines()[0])) == ["text", "given_label", "label", "score"]
+
+
+def test_what_cannot_be_predicted_is_said(base, program):
+    base("language-modeling")
+    Path("bad.jsonl").write_text('{"text": "w1"}\n{"text": null}\n')
+    Path("other.jsonl").write_text('{"txt": "w1"}\n')
+    words = ["predict", "--model", "base", "--data"]
+    assert "Row 1 of the new data has no text in 'text'" in program(*words, "bad.jsonl")[2]
+    assert "Column 'text' is not in the new data" in program(*words, "other.jsonl")[2]
+    assert "--output=x.xml must end in" in program(*words, "bad.jsonl", "--output", "x.xml")[2]
+    assert not Path("x.jsonl").exists()
+    assert program(*words, "bad.jsonl", "--output", "x.jsonl")[0] == 2
+    assert not list(Path().glob("x.jsonl*"))
+    assert "--model and --data must be given" in program("predict")[2]

@@ -1,0 +1,70 @@
+"""Model card and page: the figures of the run, metadata of the Hub, nothing from the network."""
+
+import json
+from pathlib import Path
+
+import yaml
+
+from hflit import HFTrainer
+from hflit.cli.main import main
+
+
+def fitted(base, rows, **options):
+    trainer = HFTrainer()
+    trainer(
+        base,
+        rows,
+        rows,
+        metrics="auto",
+        output_dir="out",
+        max_steps=4,
+        logging_steps=2,
+        eval_strategy="epoch",
+        hub_token=None,
+        **options,
+    )
+    return trainer
+
+
+def test_the_card_holds_the_figures_and_the_metadata(tiny_bert, ragged_rows):
+    trainer = fitted(tiny_bert(), ragged_rows(16))
+    text = Path("out/README.md").read_text()
+    meta = yaml.safe_load(text.split("---\n")[1])
+    assert meta["library_name"] == "transformers"
+    assert meta["pipeline_tag"] == "text-classification"
+    results = {m["type"]: m["value"] for m in meta["model-index"][0]["results"][0]["metrics"]}
+    assert results["accuracy"] == round(trainer.metrics["eval_accuracy"], 6)
+    assert f"| loss | {trainer.metrics['eval_loss']:.4f} |" in text
+    assert "LABEL_0 (8), LABEL_1 (8)" in text
+    assert "max_steps=4," in text
+    assert Path("out/learning_curves.png").read_bytes().startswith(b"\x89PNG")
+    facts = json.loads(Path("out/run.json").read_text())
+    assert facts["task"] == "text-classification"
+    assert facts["fingerprint"] in text
+
+
+def test_without_evaluation_and_with_an_adapter_the_card_is_whole(tiny_bert, ragged_rows):
+    HFTrainer()(tiny_bert(), ragged_rows(8), output_dir="out", max_steps=1, lora=True)
+    text = Path("out/README.md").read_text()
+    assert yaml.safe_load(text.split("---\n")[1])["library_name"] == "peft"
+    assert "It was not evaluated." in text
+
+
+def test_the_page_is_whole_in_itself(tiny_bert, ragged_rows, capsys):
+    rows = [{**row, "label": "<b>" if row["label"] else "b"} for row in ragged_rows(16)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fitted(tiny_bert(), "rows.jsonl")
+    assert main(["report", "--model", "out"]) == 0
+    page = Path("out/report.html").read_text()
+    assert page.count("<svg") == 2
+    assert "Confusion matrix" in page
+    assert "&lt;b&gt;" in page
+    assert "<b>" not in page
+    assert "src=" not in page
+    assert "<script" not in page
+    assert "learning_rate" in page
+
+
+def test_a_folder_without_a_run_has_no_report(capsys):
+    assert main(["report", "--model", "nothing"]) == 2
+    assert "is no folder that a run left" in capsys.readouterr().err
