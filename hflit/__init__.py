@@ -1,12 +1,20 @@
 """hflit: fine-tune any Hugging Face transformer in one call, on Lightning."""
 
+import os
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
 __all__ = ["HFTrainer", "__version__"]
 
 _HOMES = {"HFTrainer": "hflit.pipeline"}
+
+# torchmetrics imports matplotlib, which then leaves folders in the home of whoever never used it.
+# Its list of fonts goes among the caches of Hugging Face, unless its own folder is there already.
+if not (Path.home() / ".config" / "matplotlib").is_dir():
+    _CACHE = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    os.environ.setdefault("MPLCONFIGDIR", str(_CACHE / "hflit" / "matplotlib"))
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,1 @@
+"""The program `hflit`: one file for each of its commands."""

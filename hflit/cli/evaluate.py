@@ -1,0 +1,102 @@
+"""`hflit validate` and `hflit test`: the figures of a model on rows it did not learn from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hflit.arguments import parse
+from hflit.cli.fit import read_call, show_figures
+from hflit.cli.options import split_call
+from hflit.loading import load_base
+from hflit.loop.evaluation import evaluate
+from hflit.pipeline import check_request, read_data
+from hflit.saved import load_saved
+
+# What of the arguments and flags of a run an evaluation follows.
+READ = (
+    *("per_device_eval_batch_size", "seed", "data_seed", "bf16", "fp16", "tf32", "use_cpu"),
+    *("label_smoothing_factor", "include_for_metrics", "batch_eval_metrics", "label_names"),
+    *("prediction_loss_only", "eval_do_concat_batches", "eval_accumulation_steps", "log_level"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "accelerator", "precision"),
+)
+
+
+def run(command: str, argv: Sequence[str]) -> int:
+    """Evaluate on the validation data or on the test data, and print the figures."""
+    rows_of = {"validate": "data.validation", "test": "data.test"}[command]
+    about = (
+        f"Evaluate a model on the rows of --{rows_of}. The model is --model.checkpoint if given, "
+        "else what `hflit fit` left in --args.output_dir, else --model.base. --json prints JSON."
+    )
+    words = [word for word in argv if word != "--json"]
+    _, config, call = read_call(command, about, words, (rows_of,))
+    model = _which_model(call)
+    figures = evaluate_model(model, config[rows_of], call)
+    if command == "test":
+        figures = {name.replace("eval_", "test_", 1): value for name, value in figures.items()}
+    if "--json" in argv:
+        print(json.dumps(figures))
+    else:
+        show_figures(figures, f"{model} on {config[rows_of]}")
+    return 0
+
+
+def evaluate_model(model: str, rows: Any, call: dict[str, Any]) -> dict[str, float]:
+    """Figures of a saved model.
+
+    Args:
+        model: Folder or hub id; its head is trained.
+        rows: What to evaluate on.
+        call: Keywords of the call that trained it. The training rows, if it names them, decide
+            which label is which class.
+
+    Raises:
+        ValueError: The model has no head for the task.
+    """
+    named, args = split_call({"metrics": "auto", **call})
+    for name in ("lora", "quantize", "teacher", "checkpoint", "merge_adapter"):
+        named[name] = None
+    is_adapter = Path(model, "adapter_config.json").exists()
+    saved = load_saved(model) if is_adapter else None
+    named["base"] = (saved.model, saved.tokenizer) if saved else model
+    task_class = check_request(named)
+    arguments, _ = parse({name: value for name, value in args.items() if name in READ})
+    start = load_base(named["base"])
+    train = rows if named["train"] is None else named["train"]
+    named |= {"train": train, "validation": rows}
+    options, data = read_data(start, task_class, named, arguments)
+    data.setup()
+    loaded = task_class.load(start, data.tokenization.config_changes(start.config))
+    new = getattr(loaded, "new_weights", [])
+    if new:
+        raise ValueError(
+            f"{model} has no trained head for {named['task']}: {', '.join(new)} would be random. "
+            "Name a trained model with --model.base, or give the --args.output_dir of the run."
+        )
+    own = {name: options[name] for name in task_class.options}
+    module: Any = task_class(loaded, arguments, named["parity"], **own).to(arguments.device)
+    metrics = named["metrics"]
+    if metrics == "auto":
+        metrics = module.metrics(data.rows["validation"])
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    kind = next((half[name] for name in half if getattr(arguments, name)), None)
+    with torch.autocast(arguments.device.type, kind) if kind else nullcontext(), torch.no_grad():
+        return evaluate(module, data.val_dataloader(), arguments, metrics)
+
+
+def _which_model(call: dict[str, Any]) -> str:
+    checkpoint, folder = call.get("checkpoint"), call.get("output_dir")
+    if checkpoint and checkpoint is not True:
+        return str(checkpoint)
+    made = ("config.json", "adapter_config.json", "discriminator")
+    if folder and any(Path(folder, name).exists() for name in made):
+        return folder
+    if not call.get("base"):
+        raise ValueError("No model: give --model.base, or the --args.output_dir of a run.")
+    return call["base"]

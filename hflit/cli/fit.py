@@ -1,0 +1,130 @@
+"""`hflit fit`: the call, with its arguments from files, the environment and the command line."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import transformers
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+from rich.table import Table
+
+import hflit
+from hflit.checks import listed
+from hflit.cli.options import call_of, given, make_parser, read_options
+from hflit.pipeline import HFTrainer
+
+SECRETS = ("hub_token", "push_to_hub_token")
+
+
+class SaveConfig(L.Callback):
+    """Writes the configuration of a run beside its model, as soon as the run begins.
+
+    Args:
+        folder: Where the model will be.
+        text: The configuration in YAML.
+    """
+
+    def __init__(self, folder: str, text: str) -> None:
+        self.path = Path(folder, "config.yaml")
+        self.text = text
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write it."""
+        if trainer.is_global_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(self.text, encoding="utf-8")
+
+
+def run(command: str, argv: Sequence[str]) -> int:
+    """Fine-tune a model, and say how it went."""
+    needed = ("model.base", "data.train")
+    parser, config, call = read_call(command, "Fine-tune a model.", argv, needed)
+    folder = call.get("output_dir")
+    if folder:
+        callback = SaveConfig(folder, config_text(parser, config))
+        call["callbacks"] = [*listed(call.get("callbacks")), callback]
+    trainer = HFTrainer()
+    trainer(**call)
+    if not trainer.lightning.is_global_zero:
+        return 0
+    show_figures(trainer.metrics, f"After {trainer.state.global_step} updates")
+    if folder:
+        print(f"The model is in {folder}.")
+    else:
+        print("Nothing was saved: there is no --args.output_dir.")
+    return 0
+
+
+def read_call(
+    command: str, about: str, argv: Sequence[str], needed: Sequence[str]
+) -> tuple[ArgumentParser, Namespace, dict[str, Any]]:
+    """Read the configuration of a run.
+
+    Args:
+        command: Name of the command.
+        about: What it does.
+        argv: Its options.
+        needed: Options it cannot do without.
+
+    Returns:
+        The parser, what it read, and the keywords of the call that this stands for.
+
+    Raises:
+        ValueError: An option is missing, unknown or wrong.
+    """
+    parser = make_parser(command, about)
+    config = read_options(parser, argv)
+    missing = [f"--{name}" for name in needed if not config[name]]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} must be given, here or in a file of --config.")
+    call = call_of(parser, config)
+    call.pop("test", None)
+    be_quiet()
+    return parser, config, call
+
+
+def config_text(parser: ArgumentParser, config: Namespace) -> str:
+    """The options that are not at their defaults, in YAML, without secrets."""
+    groups = {
+        group: {name: value for name, value in values.items() if name not in SECRETS}
+        for group, values in given(parser, config).items()
+    }
+    kept = {group: _plain(values) for group, values in groups.items() if values}
+    versions = f"hflit {hflit.__version__}, transformers {transformers.__version__}"
+    about = f"# What this run was given; all the rest was at the defaults of {versions}.\n"
+    return about + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML writes it: functions by their place, tuples as lists."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if callable(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+
+
+def be_quiet() -> None:
+    """Leave out what the libraries tell of themselves in every run."""
+    transformers.logging.disable_progress_bar()  # of loading and saving weights
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers")
+
+
+def show_figures(figures: dict[str, Any], title: str) -> None:
+    """Print figures as a table."""
+    print(f"{title}:")
+    table = Table(show_header=False, box=None)
+    for name, value in sorted(figures.items()):
+        table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else str(value))
+    Console().print(table)

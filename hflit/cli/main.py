@@ -1,0 +1,90 @@
+"""The way into the program: picks the command, and says in one line what is wrong.
+
+Imports nothing heavy, so that `hflit --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import hflit
+
+COMMANDS = {  # name -> its file in this folder, and what it does
+    "check": ("check", "Read and tokenize the data, and say what would happen and what is wrong."),
+    "fit": ("fit", "Fine-tune a model."),
+    "validate": ("evaluate", "Evaluate a model on the validation data."),
+    "test": ("evaluate", "Evaluate a model on the test data."),
+    "predict": ("predict", "Write what a model says about the rows of a file."),
+    "report": ("report", "Write a page about a finished run: report.html."),
+}
+USER_ERRORS = (ValueError, TypeError, ImportError, OSError, NotImplementedError, KeyError)
+
+HELP = f"""\
+usage: hflit COMMAND [options]
+
+Fine-tune any Hugging Face transformer, on Lightning.
+
+{{commands}}
+
+hflit COMMAND --help lists the options of a command. For a first try:
+
+  hflit check   --model.base MODEL --data.train train.csv --data.validation val.csv
+  hflit fit     --model.base MODEL --data.train train.csv --data.validation val.csv \\
+                --model.metrics auto --args.output_dir runs/first
+  hflit predict --model runs/first --data new.csv --output predictions.jsonl
+
+--debug, or the environment variable HFLIT_DEBUG=1, shows the traceback of an error.
+hflit {hflit.__version__}"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: What follows `hflit`; by default what the program was called with.
+
+    Returns:
+        The exit status: 0; 1 where `check` finds something wrong; 2 at an error of the user's.
+    """
+    command, *options = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("-h", "--help", "help"):
+        width = max(map(len, COMMANDS))
+        lines = [f"  {name:<{width}}  {about}" for name, (_, about) in COMMANDS.items()]
+        print(HELP.format(commands="\n".join(lines)))
+        return 0
+    if command == "--version":
+        print(f"hflit {hflit.__version__}")
+        return 0
+    if command not in COMMANDS:
+        nearest = difflib.get_close_matches(command, COMMANDS, n=1)
+        advice = (
+            f"Did you mean {nearest[0]!r}?" if nearest else f"There are: {', '.join(COMMANDS)}."
+        )
+        return _fail("", f"Unknown command {command!r}. {advice}")
+    debug = "--debug" in options or os.environ.get("HFLIT_DEBUG", "0") not in ("", "0")
+    options = [option for option in options if option != "--debug"]
+    warnings.showwarning = _show_warning
+    if os.getcwd() not in sys.path:  # functions of one's own, such as --model.metrics mine.score
+        sys.path.append(os.getcwd())
+    try:
+        return import_module(f"hflit.cli.{COMMANDS[command][0]}").run(command, options)
+    except USER_ERRORS as error:
+        if debug:
+            raise
+        told = error.args[0] if isinstance(error, KeyError) and error.args else error
+        return _fail(command, " ".join(str(told).split()))
+
+
+def _fail(command: str, message: str) -> int:
+    print(f"hflit {command}: {message}".replace(" :", ":"), file=sys.stderr)
+    return 2
+
+
+def _show_warning(message: Any, *_: Any, **__: Any) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)

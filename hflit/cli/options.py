@@ -1,0 +1,202 @@
+"""The options of a run, made of the call's signature and docstring and of the table of fields."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import re
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from typing import Any, Union
+
+import lightning.pytorch as L
+from docstring_parser import parse as parse_docstring
+from jsonargparse import ArgumentParser, Namespace
+from transformers import TrainerCallback
+
+from hflit.arguments import DEFAULTS, FIELDS, Arguments
+from hflit.fields import DROPPED, GONE, REFUSED, RENAMED
+from hflit.pipeline import HFTrainer
+
+GROUPS = {
+    "model": "What is trained, and for which task.",
+    "data": "What it learns from: files (csv, tsv, json, jsonl, parquet, arrow, txt; also .gz), a "
+    "pattern, a folder or a data set of the Hugging Face Hub.",
+    "args": "How: the arguments of transformers.TrainingArguments.",
+    "trainer": "Where: the flags of the Lightning Trainer.",
+}
+# Arguments of the call that are about data; all others are about the model.
+DATA = (
+    *("train", "validation", "columns", "maxlength", "stride", "prefix", "merge", "whole_word"),
+    *("skip_misaligned", "target_maxlength", "tokenizers", "tokenizebatch", "cache"),
+)
+# What a line of text can stand for, where the call takes objects.
+TYPES = {
+    **dict.fromkeys(("base", "train", "validation", "teacher"), Union[str, None]),  # noqa: UP007  # a value, not an annotation
+    "fsdp": Union[bool, str, None],  # noqa: UP007
+    "columns": Union[list[str | None], str, None],  # noqa: UP007
+    "callbacks": Union[list[L.Callback | TrainerCallback], L.Callback, TrainerCallback, None],  # noqa: UP007
+}
+TEST = "Rows for `hflit test`; the other commands do not read them."
+
+
+def make_parser(command: str, about: str) -> ArgumentParser:
+    """The parser of a command that takes the whole configuration of a run."""
+    parser = ArgumentParser(
+        prog=f"hflit {command}",
+        usage=f"hflit {command} [--config FILE ...] [options]",
+        description=f"{about} Every option can stand in a file for --config, under its group, or "
+        "in an environment variable such as HFLIT_ARGS__LEARNING_RATE.",
+        exit_on_error=False,
+        default_env=True,
+        env_prefix="HFLIT",
+    )
+    parser.add_argument("--config", action="config", help="YAML file; a later one wins.")
+    groups = {name: parser.add_argument_group(name, about) for name, about in GROUPS.items()}
+    for group, name, kind, default, about in _options():
+        shown = about.replace("%", "%%") if about else argparse.SUPPRESS
+        groups[group].add_argument(f"--{group}.{name}", type=kind, default=default, help=shown)
+    return parser
+
+
+def read_options(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
+    """Parse the command line, environment variables and files; an explicit option always wins.
+
+    Raises:
+        ValueError: An option is unknown or has a wrong value; said in one line.
+    """
+    first: list[str] = []
+    rest: list[str] = []
+    words = list(argv)
+    while words:  # files first: what stands after them wins
+        word = words.pop(0)
+        (first if re.match(r"--config(=|$)", word) else rest).append(word)
+        if word == "--config" and words:
+            first.append(words.pop(0))
+    try:
+        return parser.parse_args([*first, *rest])
+    except argparse.ArgumentError as error:
+        raise ValueError(_told(parser, error)) from error
+
+
+def given(parser: ArgumentParser, config: Namespace) -> dict[str, dict[str, Any]]:
+    """The options that are not at their defaults, by group."""
+    values, defaults = config.as_dict(), parser.get_defaults().as_dict()
+    return {
+        group: {
+            name: value
+            for name, value in values[group].items()
+            if value != defaults[group].get(name)
+        }
+        for group in GROUPS
+    }
+
+
+def call_of(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
+    """The keywords of the call that a configuration stands for."""
+    kept, objects = given(parser, config), parser.instantiate(config).as_dict()
+    return {name: objects[group][name] for group in GROUPS for name in kept[group]}
+
+
+def split_call(call: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The named arguments of a call, all of them, and its further keywords."""
+    parameters = inspect.signature(HFTrainer.__call__).parameters.values()
+    own = [each for each in parameters if each.name not in ("self", "args")]
+    named = {
+        each.name: call.get(each.name, None if each.default is each.empty else each.default)
+        for each in own
+    }
+    return named, {name: value for name, value in call.items() if name not in named}
+
+
+def meanings() -> dict[str, str]:
+    """What each argument means, in one line; empty for a retired one."""
+    return {name: about for _, name, _, _, about in _options()}
+
+
+def _options() -> Iterator[tuple[str, str, Any, Any, str]]:
+    """Group, name, type, default and meaning of every option; no meaning for retired names."""
+    for name, kind, default, about in _parameters(HFTrainer.__call__):
+        yield "data" if name in DATA else "model", name, kind, default, about
+    yield "data", "test", TYPES["train"], None, TEST
+    hints = typing.get_type_hints(Arguments)
+    for name, field in FIELDS.items():
+        if name in DEFAULTS:
+            yield "args", name, _field_type(TYPES.get(name, hints[name])), DEFAULTS[name], field.how
+    for name in sorted({*RENAMED, *DROPPED, *GONE} - FIELDS.keys()):
+        yield "args", name, Any, None, ""
+    for name, kind, _, about in _parameters(L.Trainer.__init__):
+        if name == "max_steps":  # an argument, and means the same
+            continue
+        about = f"Not taken. {REFUSED[name]}" if name in REFUSED else about.split(". ")[0] + "."
+        # Nothing is given to Lightning unless it was asked for.
+        yield "trainer", name, Union[kind, None], None, about.replace("..", ".")  # noqa: UP007
+
+
+def _parameters(function: Any) -> Iterator[tuple[str, Any, Any, str]]:
+    """Name, type, default and meaning of the parameters of a function."""
+    hints = typing.get_type_hints(function)
+    about = {each.arg_name: each.description for each in parse_docstring(function.__doc__).params}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            default = None if parameter.default is inspect.Parameter.empty else parameter.default
+            kind = TYPES.get(name, hints[name])
+            yield name, _text_last(kind), default, " ".join((about.get(name) or "").split())
+
+
+def _field_type(kind: Any) -> Any:
+    """A field of words takes those that YAML reads as something else."""
+    members = typing.get_args(kind)
+    if any(isinstance(each, type) and issubclass(each, Enum) for each in members):
+        return word
+    return _text_last(kind)
+
+
+def word(value: Any) -> Any:
+    """A word; `no`, which YAML reads as false, among them."""
+    return "no" if value is False else getattr(value, "value", value)
+
+
+def _text_last(kind: Any) -> Any:
+    """A type that takes text for text only where it is nothing else."""
+    if typing.get_origin(kind) not in (Union, types.UnionType):
+        return kind
+    return Union[tuple(sorted(typing.get_args(kind), key=lambda each: each is str))]  # noqa: UP007
+
+
+def _told(parser: ArgumentParser, error: argparse.ArgumentError) -> str:
+    """An error of the parser in one line, with the nearest name for one that is unknown."""
+    text = " ".join(str(error).split())
+    known = [action.dest for action in parser._actions]
+    unknown = re.search(
+        r"unrecognized arguments: --([\w.]+)|Option '([\w.]+)' is not accepted", text
+    )
+    if unknown:
+        name = unknown[1] or unknown[2]
+        nearest = difflib.get_close_matches(name, known, n=1)
+        return f"Unknown option --{name}." + (f" Did you mean --{nearest[0]}?" if nearest else "")
+    key = re.search(r'Parser key "([\w.]+)":\s*(.*)', text)
+    if not key:
+        return text
+    value = re.search(r"(?:Got value|Given value): (.*)$", key[2])
+    action = next(each for each in parser._actions if each.dest == key[1])
+    kind = getattr(action, "_typehint", None)
+    if value is None or kind is None:
+        return f"--{key[1]}: {key[2]}"
+    return f"--{key[1]}={value[1]} is not {_described(kind)}."
+
+
+def _described(kind: Any) -> str:
+    """A type in words, as it stands behind "is not"."""
+    members = [_described(each) for each in typing.get_args(kind) if each is not type(None)]
+    if typing.get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(members))
+    if typing.get_origin(kind) is typing.Literal:
+        return "one of " + ", ".join(str(each) for each in typing.get_args(kind))
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    words |= {list: "a list", tuple: "a list", dict: "a mapping"}
+    plain = typing.get_origin(kind) or kind
+    return words.get(plain, getattr(plain, "__name__", str(plain)))

@@ -1,0 +1,141 @@
+"""`hflit predict`: a file of rows in, a file of predictions out, row for row."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jsonargparse import ArgumentParser
+
+from hflit.cli.fit import be_quiet
+from hflit.cli.options import read_options
+from hflit.data.files import read_files
+from hflit.predict import CHUNK, predictions
+from hflit.saved import load_saved
+
+Rows = Iterable[dict[str, Any]]
+
+
+def run(command: str, argv: Sequence[str]) -> int:
+    """Predict, and write."""
+    parser = ArgumentParser(
+        prog=f"hflit {command}",
+        description="Write what a model says about each row of a file: label and score, answer, "
+        "generated text, filled masks, by the task it was trained for.",
+        exit_on_error=False,
+    )
+    add = parser.add_argument
+    add("--model", type=str | None, help="Folder that a run left, or hub id.")
+    add("--data", type=str | None, help="File, pattern, folder or hub name, as for --data.train.")
+    add(
+        "--output", type=str | None, help="A .jsonl, .csv or .parquet file; without it, the screen."
+    )
+    add("--columns", type=list[str] | str | None, help="Columns of text; those of the training.")
+    add("--keep", type=list[str] | str | None, help="Columns to copy from the data to the output.")
+    add("--batch_size", type=int, default=32, help="Rows that the model reads at a time.")
+    config = read_options(parser, argv)
+    missing = [f"--{name}" for name in ("model", "data") if not config[name]]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} must be given.")
+    output = config.output and Path(config.output)
+    if output and output.suffix not in WRITERS:
+        raise ValueError(f"--output={output} must end in one of: {', '.join(WRITERS)}.")
+    be_quiet()
+    data = _one_split(read_files(config.data), config.data)
+    saved = load_saved(config.model)
+    found = predictions(saved, data, _listed(config.columns), config.batch_size)
+    rows = _beside(data, _listed(config.keep), found)
+    if output is None:
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False))
+        return 0
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = output.with_name(f"{output.name}.part")  # nobody takes half a file for a whole one
+    try:
+        count = WRITERS[output.suffix](part, rows)
+        os.replace(part, output)
+    finally:
+        part.unlink(missing_ok=True)
+    print(f"{count} predictions ({saved.task}) are in {output}.", file=sys.stderr)
+    return 0
+
+
+def _one_split(data: Any, name: str) -> Any:
+    if not isinstance(data, datasets.DatasetDict):
+        return data
+    if len(data) == 1:
+        return next(iter(data.values()))
+    raise ValueError(f"--data={name} holds {', '.join(data)}. Name the file of one of them.")
+
+
+def _listed(value: Any) -> list[str] | None:
+    return [value] if isinstance(value, str) else value
+
+
+def _beside(data: Any, names: list[str] | None, found: Rows) -> Iterator[dict[str, Any]]:
+    """Predictions, behind the columns that are kept; these become `given_` where names meet."""
+    if not names:
+        yield from found
+        return
+    unknown = [name for name in names if name not in data.column_names]
+    if unknown:
+        raise ValueError(f"--keep={unknown} is not in the data, which has {data.column_names}.")
+    for row, each in zip(data.select_columns(names), found, strict=True):
+        renamed = {f"given_{name}" if name in each else name: row[name] for name in row}
+        yield {**renamed, **each}
+
+
+def _write_jsonl(path: Path, rows: Rows) -> int:
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for count, row in enumerate(rows, 1):  # noqa: B007  # counted
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return count
+
+
+def _write_csv(path: Path, rows: Rows) -> int:
+    count = 0
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        for count, row in enumerate(rows, 1):
+            if count == 1:
+                writer.writerow(row)
+            writer.writerow(
+                json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
+                for value in row.values()
+            )
+    return count
+
+
+def _write_parquet(path: Path, rows: Rows) -> int:
+    rows, count, writer = iter(rows), 0, None
+    while chunk := list(islice(rows, CHUNK)):
+        schema = pa.schema({name: _kind(name, value) for name, value in chunk[0].items()})
+        table = pa.Table.from_pylist(chunk, schema if writer is None else writer.schema)
+        writer = writer or pq.ParquetWriter(path, schema)
+        writer.write_table(table)
+        count += len(chunk)
+    if writer is not None:
+        writer.close()
+    return count
+
+
+def _kind(name: str, value: Any) -> pa.DataType:
+    """The type of a column; an empty list tells it by the name alone."""
+    known = {"tokens": pa.string(), "label": pa.string(), "score": pa.float64()}
+    known["scores"] = pa.float64()
+    if isinstance(value, list):
+        return pa.list_(known.get(name) or pa.array(value).type)
+    return known.get(name) or pa.array([value]).type
+
+
+WRITERS = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": _write_parquet}
