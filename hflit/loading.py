@@ -39,6 +39,7 @@ class Base:
         path: Hub id or folder of the weights, if the caller did not.
         quantization: How the weights are quantized when they are loaded, or None.
         device: Where quantized weights are loaded to.
+        trust_remote_code: Whether code that comes with the weights may run.
         is_adapted: Whether an adapter learns in place of the weights, so that the caller's model
             can stay as it is.
     """
@@ -50,10 +51,15 @@ class Base:
     quantization: BitsAndBytesConfig | None = None
     device: torch.device | None = None
     is_adapted: bool = False
+    trust_remote_code: bool = False
 
 
-def load_base(base: Any) -> Base:
+def load_base(base: Any, trust_remote_code: bool = False) -> Base:
     """Load config and tokenizer, or take them from `(model, tokenizer)`.
+
+    Args:
+        base: As in the call.
+        trust_remote_code: Whether code that comes with it may run.
 
     Raises:
         TypeError: `base` is neither a name nor a pair.
@@ -76,13 +82,13 @@ def load_base(base: Any) -> Base:
                 "its base, or train it with merge_adapter=True."
             )
         try:
-            config = AutoConfig.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         except OSError as error:
             raise FileNotFoundError(
                 f"{path!r} is no folder with a model, seen from {Path.cwd()}, and no model of the "
                 "Hub that can be reached."
             ) from error
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     else:
         raise TypeError(
             f"base is {type(base).__name__}. Pass a hub id, a folder or (model, tokenizer)."
@@ -97,7 +103,7 @@ def load_base(base: Any) -> Base:
             f"The tokenizer has {len(tokenizer)} tokens, the model embeddings for {tokens}. "
             "Call model.resize_token_embeddings(len(tokenizer)) first."
         )
-    return Base(config, tokenizer, model, path)
+    return Base(config, tokenizer, model, path, trust_remote_code=trust_remote_code)
 
 
 def resolve_maxlength(maxlength: int | None, base: Base, name: str = "maxlength") -> int | None:
@@ -134,7 +140,7 @@ def count_positions(base: Base) -> int | None:
     model = base.model
     if model is None:
         with torch.device("meta"):  # the shape of the model, no weights
-            model = AutoModel.from_config(base.config)
+            model = AutoModel.from_config(base.config, trust_remote_code=base.trust_remote_code)
     # The table is longer than the rows it serves where counting starts late.
     return int(positions) - first_position(model)
 
@@ -210,6 +216,7 @@ def load_weights(base: Base, path: str | None, auto_model: Any, config: Any, **o
     Returns:
         The model. The names of weights that the checkpoint lacked are in its `new_weights`.
     """
+    options["trust_remote_code"] = base.trust_remote_code
     if base.quantization is not None:
         # Without weights first: heads and new weights cannot be quantized, and which are new is
         # known when a checkpoint has been read.
@@ -219,7 +226,7 @@ def load_weights(base: Base, path: str | None, auto_model: Any, config: Any, **o
     elif "llm_int8_skip_modules" in (getattr(config, "quantization_config", None) or {}):
         # Quantized on disk, where the head of this task may be missing.
         with torch.device("meta"):
-            skeleton = auto_model.from_config(config)
+            skeleton = auto_model.from_config(config, trust_remote_code=base.trust_remote_code)
         stored = BitsAndBytesConfig.from_dict(config.quantization_config)
         config = copy.deepcopy(config)
         config.quantization_config = sparing_heads(stored, skeleton).to_dict()

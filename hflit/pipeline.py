@@ -55,6 +55,7 @@ from hflit.report.facts import data_facts, run_facts
 from hflit.saved import Saved, save_run
 from hflit.tasks import TASKS, TaskModule
 from hflit.tasks.distillation import Distillation
+from hflit.tasks.failures import NONFINITE
 
 # Arguments of the call that only some tasks or their tokenization take, and their defaults.
 OPTIONS = {
@@ -110,6 +111,9 @@ class HFTrainer:
         target_maxlength: int | None = None,
         generation_max_length: int | None = None,
         generation_num_beams: int | None = None,
+        nonfinite: str | None = None,
+        failed_save: str = "continue",
+        trust_remote_code: bool = False,
         **args: Any,
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Train a model on labelled rows.
@@ -157,6 +161,14 @@ class HFTrainer:
                 (sequence-sequence); by default what the model's generation config says, else 128.
             generation_num_beams: Beams of that search; by default what the model's generation
                 config says, else 1.
+            nonfinite: What becomes of an update whose loss or gradient is NaN or infinite:
+                `"stop"`, an error that names the update and its rows while the weights are still
+                good; `"skip"`, a warning, and the weights stay as they are; `"ignore"`, NaN in all
+                weights. By default stop, and ignore with parity, as transformers does.
+            failed_save: What becomes of the run when a checkpoint cannot be written: `"continue"`
+                with a warning, or `"stop"`. Earlier checkpoints stay whole.
+            trust_remote_code: Run the code that comes with the base or the teacher, where
+                transformers has none for their kind of model. Read that code first.
             args: Fields of `transformers.TrainingArguments` and flags of the Lightning Trainer.
 
         Returns:
@@ -191,7 +203,7 @@ class HFTrainer:
 
         with process_switched(arguments):
             start = replace(
-                load_base(base),
+                load_base(base, trust_remote_code),
                 quantization=quantization,
                 device=arguments.device,
                 is_adapted=adapter is not None,
@@ -209,7 +221,7 @@ class HFTrainer:
 
             changes = data.tokenization.config_changes(start.config)
             task_class.check_arguments(arguments, changes)
-            school = None if teacher is None else load_base(teacher)
+            school = None if teacher is None else load_base(teacher, trust_remote_code)
             if school is not None:
                 check_teacher(school, start, task_class.auto_model, changes)
 
@@ -224,6 +236,7 @@ class HFTrainer:
             if school is not None:
                 own["distillation"] = Distillation(task_class.load(school, {}), *distillation)
             module = task_class(model, arguments, parity, **own)
+            module.nonfinite = nonfinite or ("ignore" if parity else "stop")
             if resumed is not None:
                 load_weights(model, resumed.folder)
             seed(arguments.seed)
@@ -231,7 +244,9 @@ class HFTrainer:
 
             def fit() -> tuple[Bridge, L.Trainer]:
                 length = run_length(arguments, flags, data)
-                checkpoints = Checkpoints(arguments, model, start.tokenizer, run, resumed)
+                checkpoints = Checkpoints(
+                    arguments, model, start.tokenizer, run, resumed, failed_save
+                )
                 bridge, trainer = _lightning(
                     arguments, {**flags}, length, module, data, metrics, checkpoints, stops
                 )
@@ -354,6 +369,11 @@ def check_request(given: dict[str, Any]) -> type[TaskModule]:
         and not callable(given["metrics"])
     ):
         raise ValueError(f"metrics={given['metrics']!r} must be a function, 'auto' or None.")
+    choices = {"nonfinite": (None, *NONFINITE), "failed_save": ("continue", "stop")}
+    for name, known in choices.items():
+        if given[name] not in known:
+            told = ", ".join(each for each in known if each)
+            raise ValueError(f"Unknown {name}={given[name]!r}. Choose one of: {told}.")
     for name in ("tokenizebatch", "generation_max_length", "generation_num_beams"):
         if given[name] is not None and given[name] < 1:
             raise ValueError(f"{name}={given[name]} must be at least 1.")
