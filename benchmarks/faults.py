@@ -288,7 +288,8 @@ def main() -> int:
         f"{__doc__.split(chr(10) * 2, 2)[2].strip()}\n\n{table(head, lines)}\n\n"
         "A checkpoint after each update, two are kept; an evaluation each epoch; dropout on. "
         "`corrupt`: folders named checkpoint-N that a checksum or a reader finds fault with, after "
-        f"the kill or after the resumed run. `leftovers`: half-written folders after the resumed run. Seed {SEED}.\n\n"
+        "the kill or after the resumed run. `leftovers`: half-written folders after the resumed "
+        f"run. Seed {SEED}.\n\n"
         f"{machine()}.\n"
     )
     print(text)

@@ -468,10 +468,12 @@ def run_length(args: Arguments, flags: dict[str, Any], data: DataModule) -> Leng
 def _run(args: Arguments, data: DataModule) -> dict[str, Any]:
     """What the rest of a run cannot change, in the words of the call."""
     rows, values = data.tokens["train"], args.to_dict()
+    is_stream = not isinstance(rows, datasets.Dataset)  # each worker reads its own part of it
     return {
         "maxlength": data.tokenization.maxlength,
-        "rows": len(rows) if isinstance(rows, datasets.Dataset) else None,
+        "rows": None if is_stream else len(rows),
         "data": data.digest(),
         "processes": args.world_size,
+        **({"dataloader_num_workers": args.dataloader_num_workers} if is_stream else {}),
         **{name: values[name] for name in FIXED_ARGUMENTS},
     }

@@ -40,6 +40,8 @@ FIXED_ARGUMENTS = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed"),
     *("train_sampling_strategy", "dataloader_drop_last", "optim", "learning_rate"),
     *("weight_decay", "lr_scheduler_type"),
+    # The checkpoint brings these along, and new ones would be ignored.
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "optim_target_modules"),
 )
 
 
@@ -249,9 +251,9 @@ def load_weights(model: Any, folder: Path) -> None:
     model.load_state_dict(weights, strict=False)
 
 
-def _raise_misfit(folder: Path, name: str | None) -> None:
-    if name is not None:
-        raise ValueError(f"{folder} holds another model: see its weight {name}.")
+def _raise_misfit(folder: Path, misfit: str | None) -> None:
+    if misfit is not None:
+        raise ValueError(f"{folder} holds another model: see its weight {misfit}.")
 
 
 def _misfit(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> str | None:
@@ -259,7 +261,13 @@ def _misfit(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> s
     given = {own[name].data_ptr() for name in weights if name in own}
     wrong = [name for name in weights if name not in own or own[name].shape != weights[name].shape]
     wrong += [name for name, weight in own.items() if weight.data_ptr() not in given]
-    return wrong[0] if wrong else None
+    if not wrong:
+        return None
+    there, here = (
+        f"of shape {tuple(each[wrong[0]].shape)}" if wrong[0] in each else "missing"
+        for each in (weights, own)
+    )
+    return f"{wrong[0]}, {there} there and {here} here"
 
 
 def _loops_at(step: int, epoch: int, windows: int) -> dict[str, Any]:
