@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -81,14 +82,7 @@ def load_base(base: Any, trust_remote_code: bool = False) -> Base:
                 f"{path} holds an adapter. Pass (model, tokenizer) with the adapter merged into "
                 "its base, or train it with merge_adapter=True."
             )
-        try:
-            config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-        except OSError as error:
-            raise FileNotFoundError(
-                f"{path!r} is no folder with a model, seen from {Path.cwd()}, and no model of the "
-                "Hub that can be reached."
-            ) from error
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        config, tokenizer = _read_names(path, source, trust_remote_code)
     else:
         raise TypeError(
             f"base is {type(base).__name__}. Pass a hub id, a folder or (model, tokenizer)."
@@ -104,6 +98,38 @@ def load_base(base: Any, trust_remote_code: bool = False) -> Base:
             "Call model.resize_token_embeddings(len(tokenizer)) first."
         )
     return Base(config, tokenizer, model, path, trust_remote_code=trust_remote_code)
+
+
+def _read_names(path: str, source: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    """Config and tokenizer of a folder or hub id."""
+    folder = Path(source)
+    file = folder / "config.json"
+    try:
+        if folder.is_dir() and not file.is_file():
+            raise OSError(f"there is no {file}")
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        if file.is_file():
+            raise ValueError(f"{file} is no JSON of a config, perhaps cut off.") from error
+        raise FileNotFoundError(
+            f"{path!r} is no folder with a model, seen from {Path.cwd()}, and no model of the "
+            "Hub that can be reached."
+        ) from error
+    except ValueError as error:
+        if "trust_remote_code" in f"{error}":
+            raise ValueError(
+                f"{path} comes with code of its own for its kind of model. Read that code, then "
+                "allow it to run with trust_remote_code=True."
+            ) from error
+        raise ValueError(
+            f"{path}: {f'{error}'.splitlines()[0].split(', or contain')[0]}"
+        ) from error
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    # Where there are no files, transformers makes a tokenizer that knows no word.
+    files = (*getattr(tokenizer, "vocab_files_names", {}).values(), "tokenizer_config.json")
+    if folder.is_dir() and not any((folder / name).is_file() for name in files):
+        raise ValueError(f"{path} holds no tokenizer: none of {', '.join(files)}. Save it there.")
+    return config, tokenizer
 
 
 def resolve_maxlength(maxlength: int | None, base: Base, name: str = "maxlength") -> int | None:
@@ -217,6 +243,13 @@ def load_weights(base: Base, path: str | None, auto_model: Any, config: Any, **o
         The model. The names of weights that the checkpoint lacked are in its `new_weights`.
     """
     options["trust_remote_code"] = base.trust_remote_code
+    known = getattr(auto_model, "_model_mapping", None)  # of an Auto class
+    if known is not None and type(config) not in known and not hasattr(config, "auto_map"):
+        kinds = sorted({kind.model_type for kind in known})
+        raise ValueError(
+            f"{path} is a model of the kind {config.model_type!r}, which {auto_model.__name__} "
+            f"cannot load. It loads {len(kinds)} kinds, such as {', '.join(kinds[:5])}."
+        )
     if base.quantization is not None:
         # Without weights first: heads and new weights cannot be quantized, and which are new is
         # known when a checkpoint has been read.
@@ -246,6 +279,11 @@ def _read_weights(path: str | None, auto_model: Any, config: Any, **options: Any
         model, report = auto_model.from_pretrained(
             path, config=copy.deepcopy(config), output_loading_info=True, **options
         )
+    except (OSError, SafetensorError) as error:
+        told = f"{error}".splitlines()[0]
+        raise ValueError(
+            f"The weights of {path} cannot be read: they are not there, or cut off ({told})."
+        ) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
     model.new_weights = sorted(report["missing_keys"])

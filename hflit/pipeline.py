@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import datasets
 import lightning.pytorch as L
@@ -33,8 +33,9 @@ from hflit.adapters import (
 )
 from hflit.arguments import Arguments, parse
 from hflit.artifacts import save_artifacts
-from hflit.checks import listed
+from hflit.checks import listed, raise_all
 from hflit.data import DataModule, data_module
+from hflit.kinds import kind_problems
 from hflit.loading import Base, check_teacher, classifier_names, load_base, resolve_maxlength
 from hflit.loop.bridge import Bridge
 from hflit.loop.checkpoints import Checkpoints
@@ -68,6 +69,10 @@ OPTIONS = {
     "generation_max_length": None,
     "generation_num_beams": None,
 }
+
+
+# Figures of an evaluation without metrics.
+OWN_FIGURES = ("loss", "runtime", "samples_per_second", "steps_per_second")
 
 
 class HFTrainer:
@@ -346,6 +351,7 @@ def read_data(
 
 def check_request(given: dict[str, Any]) -> type[TaskModule]:
     """The task that a call names; ValueError if its arguments contradict each other."""
+    raise_all(TypeError, kind_problems(given, get_type_hints(HFTrainer.__call__)))
     task = given["task"]
     if task not in TASKS:
         raise ValueError(f"Unknown task {task!r}. Choose one of: {', '.join(TASKS)}.")
@@ -384,6 +390,12 @@ def check_evaluation(args: Arguments, validation: Any, metrics: Any) -> None:
     """Raise ValueError if arguments about evaluation have nothing to work on."""
     if validation is None and (args.eval_strategy != "no" or args.eval_on_start):
         raise ValueError("eval_strategy and eval_on_start evaluate on validation=: pass it.")
+    best = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    if metrics is None and validation is not None and best not in OWN_FIGURES:
+        raise ValueError(
+            f"metric_for_best_model={args.metric_for_best_model!r} needs metrics=: without, an "
+            f"evaluation gives {', '.join(OWN_FIGURES)}."
+        )
     if (
         args.batch_eval_metrics
         and callable(metrics)

@@ -111,8 +111,7 @@ class Checkpoint:
         if not (self.folder / name).is_file():  # a folder of transformers, of more or fewer ranks
             logger.warning("%s is missing: random numbers start anew.", self.folder / name)
             return
-        with safe_globals():
-            states = self._tensors(name)
+        states = self._tensors(name)
         random.setstate(states["python"])
         np.random.set_state(states["numpy"])
         torch.random.set_rng_state(states["cpu"])
@@ -148,10 +147,8 @@ class Checkpoint:
         return type(exportable).from_state(state)
 
     def _tensors(self, name: str) -> Any:
-        try:
+        with safe_globals():  # of numpy, for random numbers
             return torch.load(self.folder / name, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds, for files that are no tensors
-            raise ValueError(f"{self.folder / name} cannot be read: {error}") from error
 
 
 def find(checkpoint: Any, args: TrainingArguments) -> Checkpoint | None:
@@ -176,10 +173,12 @@ def find(checkpoint: Any, args: TrainingArguments) -> Checkpoint | None:
         clean(Path(cast(str, args.output_dir)))
     if wanted is None or wanted is False:
         return None
+    if not isinstance(wanted, (bool, str, os.PathLike)):
+        raise TypeError(f"checkpoint={wanted!r} must be True or the name of a folder.")
     if wanted is True:
         return _read(_newest(args.output_dir))
-    folder = Path(wanted)
-    problem = flaw(folder) or _lack(folder)
+    folder = Path(f"{wanted}")
+    problem = flaw(folder) or _lack(folder) or _unreadable(folder)
     if problem:
         raise ValueError(
             f"checkpoint={str(wanted)!r} cannot be resumed: {problem}. Name another folder, "
@@ -194,7 +193,7 @@ def _newest(output_dir: str | None) -> Path:
     problems: list[str] = []
     for folder in reversed(numbered(output_dir)):
         if (folder / MARK).exists():
-            problem = flaw(folder) or _lack(folder)
+            problem = flaw(folder) or _lack(folder) or _unreadable(folder)
         else:
             problem = f"it has no {MARK}; if it is whole, name it: checkpoint={str(folder)!r}"
         if not problem:
@@ -223,6 +222,18 @@ def _lack(folder: Path) -> str | None:
     if not missing:
         return None
     return f"{missing[0]} is missing (save_only_model=True leaves it out, to use but not to resume)"
+
+
+def _unreadable(folder: Path) -> str | None:
+    """A file that holds more than tensors and numbers, such as code that runs when it is read."""
+    for path in (*(folder / name for name in TENSORS), *folder.glob(RANDOM)):
+        try:
+            with safe_globals():
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # torch raises many kinds
+            told = f"{error}".splitlines()[0].rstrip(".")
+            return f"{path.name} cannot be read ({told})"
+    return None
 
 
 def load_weights(model: Any, folder: Path) -> None:
