@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 import transformers
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import Strategy
@@ -148,6 +148,7 @@ def parse(
 
     given = {name: value for name, value in keywords.items() if name in flag_names}
     flags = {name: value for name, value in given.items() if value is not None}
+    raise_all(TypeError, kind_problems(flags, FLAGS))
     _check_flags(flags)
     arguments = _agree(_renamed(keywords), flags)
     raise_all(TypeError, kind_problems(arguments, NUMBERS))
@@ -170,6 +171,7 @@ NUMBERS = {
     for name, hint in get_type_hints(Arguments).items()
     if str not in (hint, *get_args(hint))
 }
+FLAGS = get_type_hints(Trainer.__init__)
 STRATEGY_OPTIONS = tuple(name for name in FIELDS if name.startswith("ddp_"))
 PRECISIONS = (
     *("32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true", "16-true"),

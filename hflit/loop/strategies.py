@@ -82,13 +82,16 @@ def spread(flags: dict[str, Any], options: dict[str, Any]) -> Processes:
     name, options = _named(strategy, options)
     environment = _environment()
     _size(flags, environment)
-    shown = ("accelerator", "devices", "num_nodes", "plugins")
+    shown = (
+        *("accelerator", "devices", "num_nodes", "plugins"),
+        *("limit_train_batches", "limit_val_batches"),  # to be refused by now, if they are wrong
+    )
     quiet = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
     # Lightning knows devices and clusters best: ask it, and throw its answer away.
     given = {flag: flags[flag] for flag in shown if flag in flags}
     try:
         probe = L.Trainer(**given, **cast("dict[str, Any]", dict.fromkeys(quiet, False)))
-    except MisconfigurationException as error:
+    except (MisconfigurationException, TypeError, ValueError) as error:
         told = ", ".join(f"{name}={value!r}" for name, value in given.items())
         raise ValueError(f"{told} cannot be used: {error}") from error
     here, world = probe.num_devices, probe.num_devices * probe.num_nodes
