@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 import transformers
@@ -151,7 +151,7 @@ def parse(
     raise_all(TypeError, kind_problems(flags, FLAGS))
     _check_flags(flags)
     arguments = _agree(_renamed(keywords), flags)
-    raise_all(TypeError, kind_problems(arguments, NUMBERS))
+    raise_all(TypeError, kind_problems(arguments, KINDS))
     check({**DEFAULTS, **arguments})
     if arguments.get("fp16"):
         raise NotImplementedError("fp16=True is not built yet: it comes with half precision.")
@@ -165,11 +165,11 @@ DEFAULTS: dict[str, Any] = {
     else field.default_factory()
     for field in dataclasses.fields(Arguments)
 }
-# Fields that are numbers or switches and nothing else.
-NUMBERS = {
+# Fields whose kind is as their hint says; these take True, or a Path, too.
+KINDS = {
     name: hint
     for name, hint in get_type_hints(Arguments).items()
-    if str not in (hint, *get_args(hint))
+    if name not in ("fsdp", "output_dir", "resume_from_checkpoint", "report_to", "debug")
 }
 FLAGS = get_type_hints(Trainer.__init__)
 STRATEGY_OPTIONS = tuple(name for name in FIELDS if name.startswith("ddp_"))

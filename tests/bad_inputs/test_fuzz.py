@@ -108,7 +108,7 @@ def test_rows(task):
     given_rows = st.lists(row(columns), max_size=6)
 
     @given(given_rows, st.one_of(st.none(), given_rows))
-    @settings(BOUNDED, max_examples=12)
+    @settings(BOUNDED, max_examples=20)
     def check(train, validation):
         prepared(base=base, train=train, validation=validation, task=task, maxlength=16,
                  cache=False, max_steps=1, **options)  # fmt: skip
@@ -131,7 +131,7 @@ OWN = ("columns", "maxlength", "stride", "task", "prefix", "metrics", "lora", "m
 
 
 @given(st.dictionaries(st.sampled_from([*NAMES, *OWN]), values, min_size=1, max_size=2))
-@settings(BOUNDED, max_examples=100)
+@settings(BOUNDED, max_examples=200)
 def test_arguments(arguments):
     base = tiny.make("text-classification", 0)
     rows = tiny.rows("text-classification")[:4]
