@@ -60,8 +60,8 @@ def evaluate_model(model: str, rows: Any, call: dict[str, Any]) -> dict[str, flo
         ValueError: The model has no head for the task.
     """
     named, args = split_call({"metrics": "auto", **call})
-    for name in ("lora", "quantize", "teacher", "checkpoint", "merge_adapter"):
-        named[name] = None
+    named |= dict.fromkeys(("lora", "quantize", "teacher", "checkpoint"))
+    named["merge_adapter"] = False
     is_adapter = Path(model, "adapter_config.json").exists()
     saved = load_saved(model, named["trust_remote_code"]) if is_adapter else None
     named["base"] = (saved.model, saved.tokenizer) if saved else model
