@@ -51,7 +51,8 @@ STEPS = 20
 WARMUP = 2  # steps that are not timed
 VALIDATION = 32  # rows
 HEADER = [
-    *("task", "model", "mode", "trainable share", "weights MB", "peak MB", "processor time of a step"),
+    *("task", "model", "mode", "trainable share", "weights MB", "peak MB"),
+    "processor time of a step",
     *("loss before", "loss after", "reloaded logits differ by"),
 ]
 
