@@ -150,9 +150,7 @@ def _environment(flags: dict[str, Any]) -> ClusterEnvironment | None:
     return LightningEnvironment() if "LOCAL_RANK" in os.environ else None
 
 
-def _check_launcher(
-    environment: ClusterEnvironment | None, name: str, probe: L.Trainer
-) -> None:
+def _check_launcher(environment: ClusterEnvironment | None, name: str, probe: L.Trainer) -> None:
     """Refuse processes of a launcher that would each train alone, into one folder."""
     world = probe.num_devices * probe.num_nodes
     if isinstance(environment, (TorchElasticEnvironment, SLURMEnvironment)):
