@@ -164,14 +164,15 @@ def _check_launcher(environment: ClusterEnvironment | None, name: str, probe: L.
 
 
 def _size(flags: dict[str, Any], environment: ClusterEnvironment | None) -> None:
-    """Take devices and nodes from the launcher where the call names neither; else one process."""
-    if "devices" not in flags and "num_nodes" not in flags:
-        if isinstance(environment, TorchElasticEnvironment):
-            here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-            flags |= {"devices": here, "num_nodes": environment.world_size() // here}
-        elif isinstance(environment, SLURMEnvironment):
-            nodes = int(os.environ.get("SLURM_NNODES", 1))
-            flags |= {"devices": environment.world_size() // nodes, "num_nodes": nodes}
+    """Take devices and nodes from the launcher where the call does not name them; else one."""
+    if isinstance(environment, TorchElasticEnvironment):
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        flags.setdefault("devices", here)
+        flags.setdefault("num_nodes", environment.world_size() // here)
+    elif isinstance(environment, SLURMEnvironment):
+        nodes = int(os.environ.get("SLURM_NNODES", 1))
+        flags.setdefault("devices", environment.world_size() // nodes)
+        flags.setdefault("num_nodes", nodes)
     flags.setdefault("devices", 1)
 
 
