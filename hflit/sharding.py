@@ -12,6 +12,7 @@ Tried on the CPU with gloo. The same code serves CUDA and nccl, which were never
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,9 @@ def load_shares(model: nn.Module, optimizer: Any, folder: Path, is_alone: bool) 
     """
     state = get_optimizer_state_dict(model, optimizer)
     try:
-        dcp.load(state, checkpoint_id=folder, no_dist=is_alone)
+        with warnings.catch_warnings():  # torch 2.13 warns that one process is alone
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+            dcp.load(state, checkpoint_id=folder, no_dist=is_alone)
     except dcp.CheckpointException as error:
         raise ValueError(f"{folder} cannot be read: {error}") from None
     set_optimizer_state_dict(model, optimizer, state)
