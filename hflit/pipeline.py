@@ -448,10 +448,13 @@ def run_length(args: Arguments, flags: dict[str, Any], data: DataModule) -> Leng
 def _run(args: Arguments, data: DataModule) -> dict[str, Any]:
     """What the rest of a run cannot change, in the words of the call."""
     rows, values = data.tokens["train"], args.to_dict()
+    config: Any = args.accelerator_config
+    batches = args.gradient_accumulation_steps * (1 if config.split_batches else args.world_size)
     return {
         "maxlength": data.tokenization.maxlength,
         "rows": len(rows) if isinstance(rows, datasets.Dataset) else None,
         "data": data.digest(),
         "processes": args.world_size,
+        "rows_per_update": args.per_device_train_batch_size * batches,
         **{name: values[name] for name in FIXED_ARGUMENTS},
     }

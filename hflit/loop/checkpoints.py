@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,10 +17,10 @@ from transformers import PreTrainedTokenizerBase, TrainerState, TrainingArgument
 from transformers.trainer_utils import SaveStrategy
 
 from hflit.artifacts import save_artifacts
-from hflit.loop.folders import SCALE, numbered, random_file, remove, write_whole
+from hflit.loop.folders import SCALE, SHARES, aside, numbered, random_file, remove, write_whole
 from hflit.loop.resume import Checkpoint, load_weights
 from hflit.ranks import everyones, from_first
-from hflit.sharding import Shards, whole_state
+from hflit.sharding import Shards, save_shares, whole_state
 
 logger = logging.getLogger(__name__)
 
@@ -66,16 +67,30 @@ class Checkpoints:
             if state.best_global_step == state.global_step or os.path.isdir(best):
                 state.best_model_checkpoint = best
 
-        world = self.args.world_size
+        world, should_save = self.args.world_size, self.args.should_save
         random_states = everyones(_random_states(), world)
-        optimizer = whole_state(trainer.optimizers[0])
+        shares, problem = from_first(aside(folder, "shares"), world), None
+        has_shares = shards is not None and shards.is_open and self.args.saves_shares
+        optimizer: Any = None
+        try:
+            if has_shares and not self.args.save_only_model:
+                save_shares(shards.module.model, trainer.optimizers[0], shares)
+            elif not self.args.save_only_model:
+                optimizer = whole_state(trainer.optimizers[0], keep=should_save)
+        except OSError as error:
+            problem = error
         if shards is not None:
-            shards.fill(keep=self.args.should_save)
+            shards.fill(keep=should_save)
 
         def write(part: Path) -> None:
+            if problem is not None:
+                raise problem
             save_artifacts(part, self.model, self.tokenizer, state, self.args)
             if not self.args.save_only_model:
-                torch.save(optimizer, part / "optimizer.pt")
+                if has_shares:
+                    shares.rename(part / SHARES)
+                else:
+                    torch.save(optimizer, part / "optimizer.pt")
                 schedule = trainer.lr_scheduler_configs[0].scheduler
                 torch.save(schedule.state_dict(), part / "scheduler.pt")
                 if scale := trainer.precision_plugin.state_dict():  # of float16 gradients
@@ -83,8 +98,7 @@ class Checkpoints:
                 for rank, states in enumerate(random_states):
                     torch.save(states, part / random_file(rank, world))
 
-        problem = None
-        if self.args.should_save:
+        if should_save:
             try:
                 write_whole(folder, write)
                 self._rotate(folder, state.best_model_checkpoint)
@@ -94,7 +108,10 @@ class Checkpoints:
                 logger.warning(told, folder, error)
         if shards is not None:
             shards.empty()
-        if from_first(problem is not None, world):
+        is_lost = from_first(problem is not None, world)
+        if has_shares and self.args.local_process_index == 0:
+            shutil.rmtree(shares, ignore_errors=True)  # there no more, if all went well
+        if is_lost:
             state.best_model_checkpoint = best_before
             return False
         return True
