@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["HFTrainer", "__version__"]
+__all__ = ["HFTrainer", "__version__", "verify_resume"]
 
-_HOMES = {"HFTrainer": "hflit.pipeline"}
+_HOMES = {"HFTrainer": "hflit.pipeline", "verify_resume": "hflit.verify"}
 
 # torchmetrics imports matplotlib, which then leaves folders in the home of whoever never used it.
 # Its list of fonts goes among the caches of Hugging Face, unless its own folder is there already.

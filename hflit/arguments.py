@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 import transformers
@@ -20,6 +20,7 @@ from transformers.training_args import ParallelMode
 
 from hflit.checks import check, check_schedule, listed, raise_all, sharding_config
 from hflit.fields import DROPPED, FIELDS, FIXED, GONE, PASSED, PROCESSES, REFUSED, RENAMED, SHARED
+from hflit.kinds import kind_problems
 
 __all__ = ["FIELDS", "Arguments", "parse"]
 
@@ -158,6 +159,7 @@ def parse(
     flags = {name: value for name, value in given.items() if value is not None}
     _check_flags(flags)
     arguments = _agree(_renamed(keywords), flags)
+    raise_all(TypeError, kind_problems(arguments, NUMBERS))
     check({**DEFAULTS, **arguments})
     args = Arguments(**arguments)
     return args, _trainer_flags(args, arguments, flags)
@@ -168,6 +170,12 @@ DEFAULTS: dict[str, Any] = {
     if field.default_factory is dataclasses.MISSING
     else field.default_factory()
     for field in dataclasses.fields(Arguments)
+}
+# Fields that are numbers or switches and nothing else.
+NUMBERS = {
+    name: hint
+    for name, hint in get_type_hints(Arguments).items()
+    if str not in (hint, *get_args(hint))
 }
 STRATEGY_OPTIONS = tuple(name for name in FIELDS if name.startswith("ddp_"))
 PRECISIONS = (

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import datasets
 import lightning.pytorch as L
@@ -33,8 +33,9 @@ from hflit.adapters import (
 )
 from hflit.arguments import Arguments, parse
 from hflit.artifacts import save_artifacts
-from hflit.checks import listed
+from hflit.checks import listed, raise_all
 from hflit.data import DataModule, data_module
+from hflit.kinds import kind_problems
 from hflit.loading import Base, check_teacher, classifier_names, load_base, resolve_maxlength
 from hflit.loop.bridge import Bridge
 from hflit.loop.checkpoints import Checkpoints
@@ -55,6 +56,7 @@ from hflit.report.facts import data_facts, run_facts
 from hflit.saved import Saved, save_run
 from hflit.tasks import TASKS, TaskModule
 from hflit.tasks.distillation import Distillation
+from hflit.tasks.failures import NONFINITE
 
 # Arguments of the call that only some tasks or their tokenization take, and their defaults.
 OPTIONS = {
@@ -67,6 +69,10 @@ OPTIONS = {
     "generation_max_length": None,
     "generation_num_beams": None,
 }
+
+
+# Figures of an evaluation without metrics.
+OWN_FIGURES = ("loss", "runtime", "samples_per_second", "steps_per_second")
 
 
 class HFTrainer:
@@ -110,6 +116,9 @@ class HFTrainer:
         target_maxlength: int | None = None,
         generation_max_length: int | None = None,
         generation_num_beams: int | None = None,
+        nonfinite: str | None = None,
+        failed_save: str = "continue",
+        trust_remote_code: bool = False,
         **args: Any,
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Train a model on labelled rows.
@@ -157,6 +166,14 @@ class HFTrainer:
                 (sequence-sequence); by default what the model's generation config says, else 128.
             generation_num_beams: Beams of that search; by default what the model's generation
                 config says, else 1.
+            nonfinite: What becomes of an update whose loss or gradient is NaN or infinite:
+                `"stop"`, an error that names the update and its rows while the weights are still
+                good; `"skip"`, a warning, and the weights stay as they are; `"ignore"`, NaN in all
+                weights. By default stop, and ignore with parity, as transformers does.
+            failed_save: What becomes of the run when a checkpoint cannot be written: `"continue"`
+                with a warning, or `"stop"`. Earlier checkpoints stay whole.
+            trust_remote_code: Run the code that comes with the base or the teacher, where
+                transformers has none for their kind of model. Read that code first.
             args: Fields of `transformers.TrainingArguments` and flags of the Lightning Trainer.
 
         Returns:
@@ -191,7 +208,7 @@ class HFTrainer:
 
         with process_switched(arguments):
             start = replace(
-                load_base(base),
+                load_base(base, trust_remote_code),
                 quantization=quantization,
                 device=arguments.device,
                 is_adapted=adapter is not None,
@@ -209,7 +226,7 @@ class HFTrainer:
 
             changes = data.tokenization.config_changes(start.config)
             task_class.check_arguments(arguments, changes)
-            school = None if teacher is None else load_base(teacher)
+            school = None if teacher is None else load_base(teacher, trust_remote_code)
             if school is not None:
                 check_teacher(school, start, task_class.auto_model, changes)
 
@@ -224,6 +241,7 @@ class HFTrainer:
             if school is not None:
                 own["distillation"] = Distillation(task_class.load(school, {}), *distillation)
             module = task_class(model, arguments, parity, **own)
+            module.nonfinite = nonfinite or ("ignore" if parity else "stop")
             if resumed is not None:
                 load_weights(model, resumed.folder)
             seed(arguments.seed)
@@ -231,7 +249,9 @@ class HFTrainer:
 
             def fit() -> tuple[Bridge, L.Trainer]:
                 length = run_length(arguments, flags, data)
-                checkpoints = Checkpoints(arguments, model, start.tokenizer, run, resumed)
+                checkpoints = Checkpoints(
+                    arguments, model, start.tokenizer, run, resumed, failed_save
+                )
                 bridge, trainer = _lightning(
                     arguments, {**flags}, length, module, data, metrics, checkpoints, stops
                 )
@@ -331,6 +351,7 @@ def read_data(
 
 def check_request(given: dict[str, Any]) -> type[TaskModule]:
     """The task that a call names; ValueError if its arguments contradict each other."""
+    raise_all(TypeError, kind_problems(given, get_type_hints(HFTrainer.__call__)))
     task = given["task"]
     if task not in TASKS:
         raise ValueError(f"Unknown task {task!r}. Choose one of: {', '.join(TASKS)}.")
@@ -354,6 +375,11 @@ def check_request(given: dict[str, Any]) -> type[TaskModule]:
         and not callable(given["metrics"])
     ):
         raise ValueError(f"metrics={given['metrics']!r} must be a function, 'auto' or None.")
+    choices = {"nonfinite": (None, *NONFINITE), "failed_save": ("continue", "stop")}
+    for name, known in choices.items():
+        if given[name] not in known:
+            told = ", ".join(each for each in known if each)
+            raise ValueError(f"Unknown {name}={given[name]!r}. Choose one of: {told}.")
     for name in ("tokenizebatch", "generation_max_length", "generation_num_beams"):
         if given[name] is not None and given[name] < 1:
             raise ValueError(f"{name}={given[name]} must be at least 1.")
@@ -364,6 +390,12 @@ def check_evaluation(args: Arguments, validation: Any, metrics: Any) -> None:
     """Raise ValueError if arguments about evaluation have nothing to work on."""
     if validation is None and (args.eval_strategy != "no" or args.eval_on_start):
         raise ValueError("eval_strategy and eval_on_start evaluate on validation=: pass it.")
+    best = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    if metrics is None and validation is not None and best not in OWN_FIGURES:
+        raise ValueError(
+            f"metric_for_best_model={args.metric_for_best_model!r} needs metrics=: without, an "
+            f"evaluation gives {', '.join(OWN_FIGURES)}."
+        )
     if (
         args.batch_eval_metrics
         and callable(metrics)
@@ -450,11 +482,13 @@ def _run(args: Arguments, data: DataModule) -> dict[str, Any]:
     rows, values = data.tokens["train"], args.to_dict()
     config: Any = args.accelerator_config
     batches = args.gradient_accumulation_steps * (1 if config.split_batches else args.world_size)
+    is_stream = not isinstance(rows, datasets.Dataset)  # each worker reads its own part of it
     return {
         "maxlength": data.tokenization.maxlength,
-        "rows": len(rows) if isinstance(rows, datasets.Dataset) else None,
+        "rows": None if is_stream else len(rows),
         "data": data.digest(),
         "processes": args.world_size,
         "rows_per_update": args.per_device_train_batch_size * batches,
+        **({"dataloader_num_workers": args.dataloader_num_workers} if is_stream else {}),
         **{name: values[name] for name in FIXED_ARGUMENTS},
     }

@@ -64,7 +64,8 @@ def check(call: dict[str, Any]) -> dict[str, Any]:
     check_evaluation(arguments, named["validation"], named["metrics"])
     adapter = lora_config(named["lora"], task_class.lora_type)
     quantization_config(named["quantize"], arguments.device)
-    start = replace(load_base(named["base"]), is_adapted=adapter is not None)
+    start = load_base(named["base"], named["trust_remote_code"])
+    start = replace(start, is_adapted=adapter is not None)
     _, data = read_data(start, task_class, named, arguments)
     found: dict[str, Any] = {"wrong": wrong, "notes": [], "splits": {}, "samples": []}
     found["arguments"] = _fates(call)

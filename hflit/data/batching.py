@@ -40,9 +40,11 @@ class BatchOrder(Sampler[list[int]]):
 
     Attributes:
         skip: Batches that the next epoch leaves out, and reads no row of.
+        hand: Rows of each batch of the epoch.
     """
 
     skip = 0
+    hand: list[RowNumbers] = []
 
     def __init__(
         self,
@@ -86,6 +88,7 @@ class BatchOrder(Sampler[list[int]]):
             starts = range(0, self._count() * self.batch_size, self.batch_size)
             batches = [order[start : start + self.batch_size] for start in starts]
             hand = self.deal(batches, self.batch_size, self.drop_last)
+        self.hand = [rows for _, rows in hand]
         for number, rows in hand[skip:]:
             if self.draws is not None:
                 rows.seed = _seed(self.draws, self.epoch, number)
@@ -298,6 +301,14 @@ class WindowLoader:
                 window = []
         if window:
             yield window
+
+    def rows_of(self, window: int, batch: int) -> list[int] | None:
+        """Numbers of the rows of one micro-batch of this epoch; None in a stream."""
+        number = window * self.accumulation + batch
+        if not isinstance(self.sampler, BatchOrder) or number >= len(self.sampler.hand):
+            return None
+        rows = self.sampler.hand[number]
+        return None if rows.is_blank else list(rows)
 
     # Lightning takes a loader that has these two for one that can start in mid-epoch.
 

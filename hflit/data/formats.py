@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from os import PathLike
 from typing import Any
 
 import datasets
@@ -107,22 +106,8 @@ def data_module(train: Any, validation: Any = None, **options: Any) -> DataModul
     module = _format_of(train, "train")(train, validation, **options)
     if validation is not None:
         module.readers["validation"] = _format_of(validation, "validation").read
-    for split, name in names.items():
-        if is_name(name):
-            module.readers[split] = _named(module.readers[split], name)
+    module.files = {split: name for split, name in names.items() if is_name(name)}
     return module
-
-
-def _named(read: Callable[..., Any], name: str | PathLike[str]) -> Callable[..., Any]:
-    """A reader whose errors begin with the name of the data."""
-
-    def named(*args: Any) -> Any:
-        try:
-            return read(*args)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-
-    return named
 
 
 def reader_of(data: Any) -> Callable[..., Any]:

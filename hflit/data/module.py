@@ -6,8 +6,8 @@ import hashlib
 import json
 import logging
 import signal
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,12 +24,13 @@ from transformers.trainer_utils import seed_worker
 
 from hflit.data.batching import BatchOrder, Collator, Order, TokenRows, WindowLoader, grouped
 from hflit.data.dealing import Deal
-from hflit.data.tokenization import Tokenization
+from hflit.data.tokenization import Tokenization, first_row
 from hflit.ranks import from_first
 
 logger = logging.getLogger(__name__)
 
 GROUPED = ("group_by_length", "batch_rebalance")  # orders that depend on the lengths of rows
+NO_TOKENS = ": its text is empty to the tokenizer. Leave such rows out."
 LOADING_SECONDS = 60  # that a worker still loads data after SIGTERM
 SAMPLED_ROWS = 2_000  # that tell one set of training rows from another
 SPLITS = {"train": "training", "validation": "validation"}  # name -> how errors call it
@@ -65,6 +66,7 @@ class DataModule(L.LightningDataModule):
         super().__init__()
         self.data = {"train": train, "validation": validation}
         self.readers: dict[str, Callable[..., Any]] = dict.fromkeys(SPLITS, self.read)
+        self.files: dict[str, Any] = {}  # names of the data, where they were given by name
         self.tokenization = tokenization
         self.args = args
         self.tokenizers = tokenizers
@@ -97,27 +99,46 @@ class DataModule(L.LightningDataModule):
         """Read, check and tokenize; whatever is wrong with the data is raised here."""
         if self.tokens:  # Lightning calls again what the call has done before it loads weights
             return
-        rows = self.rows
-        for split, told in SPLITS.items():
-            if self.data[split] is not None:
-                names, lengths = self.tokenization.names, self._length_column(split)
-                columns = list(dict.fromkeys([*names, lengths or names[0]]))
-                rows[split] = self.readers[split](
-                    self.data[split], columns, told, self.tokenization.converters
-                )
-                if lengths is not None:
-                    self.lengths[split] = list(rows[split][lengths])
-                    rows[split] = rows[split].select_columns(names)
-        self.tokenization.fit(rows["train"], self._rows_of_stream(rows["train"]))
-        if "validation" in rows:
-            self.tokenization.check(rows["validation"], "validation")
-        for split in rows:
-            tokens = self._tokenize(rows[split], split)
-            if split == "train":
-                tokens = tokens.remove_columns(list(self.tokenization.evaluation_columns))
-            self.tokens[split] = self.tokenization.arrange(tokens)
-            if self.args.train_sampling_strategy in GROUPED:
-                self._measure(split)
+        given = [split for split in SPLITS if self.data[split] is not None]
+        for step in (self._read, self._check, self._encode):
+            for split in given:
+                with self._file_told(split):
+                    step(split)
+
+    @contextmanager
+    def _file_told(self, split: str) -> Iterator[None]:
+        """Let errors about rows of a file begin with its name."""
+        try:
+            yield
+        except ValueError as error:
+            if split not in self.files or f"{self.files[split]}" in f"{error}":
+                raise
+            raise ValueError(f"{self.files[split]}: {error}") from error
+
+    def _read(self, split: str) -> None:
+        names, lengths = self.tokenization.names, self._length_column(split)
+        columns = list(dict.fromkeys([*names, lengths or names[0]]))
+        converters = self.tokenization.converters
+        rows = self.readers[split](self.data[split], columns, SPLITS[split], converters)
+        if lengths is not None:
+            self.lengths[split] = list(rows[lengths])
+            rows = rows.select_columns(names)
+        self.rows[split] = rows
+
+    def _check(self, split: str) -> None:
+        rows = self.rows[split]
+        if split == "train":
+            self.tokenization.fit(rows, self._rows_of_stream(rows))
+        else:
+            self.tokenization.check(rows, SPLITS[split])
+
+    def _encode(self, split: str) -> None:
+        tokens = self._tokenize(self.rows[split], split)
+        if split == "train":
+            tokens = tokens.remove_columns(list(self.tokenization.evaluation_columns))
+        self.tokens[split] = self.tokenization.arrange(tokens)
+        if self.args.train_sampling_strategy in GROUPED:
+            self._measure(split)
 
     def train_dataloader(self) -> WindowLoader:
         """Windows of micro-batches, in the order that `train_sampling_strategy` names."""
@@ -302,8 +323,19 @@ class DataModule(L.LightningDataModule):
         finally:
             if quiet:
                 datasets.enable_progress_bars()
+        self._check_tokens(tokens, split)
         self._report_cut(tokens, split)
         return tokens
+
+    def _check_tokens(self, tokens: datasets.Dataset, split: str) -> None:
+        """Raise ValueError where there is not a single token to learn from."""
+        table = tokens.with_format("arrow")[:]
+        for column in self.tokenization.limits.values():
+            row = first_row(pc.equal(pc.list_value_length(table[column]), 0))
+            if row is not None:
+                raise ValueError(f"Row {row} of the {SPLITS[split]} data has no tokens{NO_TOKENS}")
+        if not pc.any(pc.greater(pc.list_value_length(table["input_ids"]), 0)).as_py():
+            raise ValueError(f"The {SPLITS[split]} data has no tokens{NO_TOKENS}")
 
     def _report_cut(self, tokens: datasets.Dataset, split: str) -> None:
         for name, column in self.tokenization.limits.items():

@@ -25,6 +25,7 @@ from lightning.fabric.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import (
     DDPStrategy,
     ModelParallelStrategy,
@@ -87,7 +88,11 @@ def spread(flags: dict[str, Any], options: dict[str, Any]) -> Processes:
     quiet = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
     # Lightning knows devices and clusters best: ask it, and throw its answer away.
     given = {flag: flags[flag] for flag in shown if flag in flags}
-    probe = L.Trainer(**given, **cast("dict[str, Any]", dict.fromkeys(quiet, False)))
+    try:
+        probe = L.Trainer(**given, **cast("dict[str, Any]", dict.fromkeys(quiet, False)))
+    except MisconfigurationException as error:
+        told = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        raise ValueError(f"{told} cannot be used: {error}") from error
     here, world = probe.num_devices, probe.num_devices * probe.num_nodes
     _check_launcher(environment, name, probe)
     if world == 1 or name == "single_device":
