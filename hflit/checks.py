@@ -280,6 +280,8 @@ def _sharding_problems(fsdp: Any, config: Any) -> list[str]:
 
 
 def _accelerator_problems(config: Any, accumulation: int) -> list[str]:
+    if config is not None and not isinstance(config, (str, dict, AcceleratorConfig)):
+        return [f"accelerator_config={config!r} must be a dict, JSON or the name of its file."]
     if isinstance(config, str):
         config = json.loads(config if config.startswith("{") else Path(config).read_text())
     options = vars(config) if isinstance(config, AcceleratorConfig) else config or {}

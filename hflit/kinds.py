@@ -61,7 +61,8 @@ def kind_problems(values: Mapping[str, Any], hints: Mapping[str, Any]) -> list[s
         taken = tuple(KINDS[member][0] for member in members if member is not bool)
         if bool in members if is_switch else isinstance(value, taken):
             continue
-        problems.append(f"{name}={value!r} must be {' or '.join(KINDS[m][1] for m in members)}.")
+        shown = "<hidden>" if name.endswith("_token") else repr(value)
+        problems.append(f"{name}={shown} must be {' or '.join(KINDS[m][1] for m in members)}.")
     return problems
 
 

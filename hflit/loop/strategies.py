@@ -84,15 +84,22 @@ def spread(flags: dict[str, Any], options: dict[str, Any]) -> Processes:
     name, options = _named(strategy, options)
     environment = _environment(flags)
     _size(flags, environment)
-    shown = ("accelerator", "devices", "num_nodes", "plugins")
+    shown = (
+        *("accelerator", "devices", "num_nodes", "plugins"),
+        # To be refused by now, if they are wrong.
+        *("limit_train_batches", "limit_val_batches", "max_time"),
+    )
     quiet = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
     # Lightning knows devices and clusters best: ask it, and throw its answer away.
     given = {flag: flags[flag] for flag in shown if flag in flags}
     try:
         probe = L.Trainer(**given, **cast("dict[str, Any]", dict.fromkeys(quiet, False)))
-    except MisconfigurationException as error:
-        told = ", ".join(f"{name}={value!r}" for name, value in given.items())
-        raise ValueError(f"{told} cannot be used: {error}") from error
+    except (MisconfigurationException, ValueError) as error:
+        raise ValueError(f"{_shown(given)} cannot be used: {error}") from error
+    except (TypeError, AttributeError) as error:
+        raise TypeError(
+            f"{_shown(given)} cannot be used: Lightning takes no such kind of value."
+        ) from error
     here, world = probe.num_devices, probe.num_devices * probe.num_nodes
     _check_launcher(environment, name, probe)
     if world == 1 or name == "single_device":
@@ -121,6 +128,10 @@ def spread(flags: dict[str, Any], options: dict[str, Any]) -> Processes:
         return processes
     flags["strategy"] = _made(strategy, name, options, world)
     return processes._replace(start=None)
+
+
+def _shown(given: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in given.items())
 
 
 def _named(strategy: Any, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:

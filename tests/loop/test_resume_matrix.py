@@ -29,6 +29,7 @@ CASES = {
     "DDP": {"strategy": "ddp_fork", "devices": 2, "num_train_epochs": 2},
     "DDP and accumulation": {
         "strategy": "ddp_fork", "devices": 2, "gradient_accumulation_steps": 2,
+        "num_train_epochs": 4,
     },
 }  # fmt: skip
 ONLY = {  # case -> tasks it is about
