@@ -297,6 +297,8 @@ class TaskModule(L.LightningModule):
         optimizer = cast(LightningOptimizer, self.optimizers())
         schedule = cast(LRScheduler, self.lr_schedulers())
         limit = self.args.max_grad_norm if self.args.max_grad_norm > 0 else math.inf
+        precision: Any = self.trainer.precision_plugin
+        getattr(precision, "unscale", lambda _: None)(optimizer.optimizer)  # of float16
         # Clipped in the order of the model's parameters, not of the optimizer's groups: the order
         # decides the rounding of the norm.
         if limit < math.inf or self.parity:  # clipping at infinity spreads a NaN to all weights
@@ -308,7 +310,8 @@ class TaskModule(L.LightningModule):
         optimizer.step()
         self.tell("on_optimizer_step")
         rate = optimizer.param_groups[0]["lr"]
-        if not isinstance(schedule, FOLLOWS_EVALUATIONS):
+        skipped = getattr(precision, "skipped", False)
+        if not (skipped or isinstance(schedule, FOLLOWS_EVALUATIONS)):
             schedule.step()
         optimizer.zero_grad()
         return {"grad_norm": norm, "learning_rate": rate}
