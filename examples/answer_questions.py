@@ -83,8 +83,8 @@ for row in validation[:4]:
 # ## Train
 #
 # `metrics="auto"` gives exact match and F1 of SQuAD 2, from 0 to 100: `HasAns_exact` over the rows
-# that have an answer, `NoAns_exact` over those that have none. `stride` is the overlap of the pieces
-# into which a text longer than `maxlength` is cut; here none is.
+# that have an answer, `NoAns_exact` over those that have none. `stride` is the overlap of the
+# pieces into which a text longer than `maxlength` is cut; here none is.
 
 # %%
 trainer = HFTrainer()

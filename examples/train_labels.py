@@ -115,8 +115,9 @@ PARTS = [
      ("The teacher", "The instructor"), ("The policeman", "The cop"), ("The author", "The writer")],
     [("is shouting", "is yelling"), ("is eating", "is having a meal"), ("is asleep", "is sleeping"),
      ("is running", "is sprinting"), ("is laughing", "is giggling"), ("is weeping", "is crying")],
-    [("on the couch", "on the sofa"), ("in the woods", "in the forest"), ("at home", "in the house"),
-     ("on the street", "on the road"), ("in the shop", "in the store"), ("by the sea", "by the ocean")],
+    [("on the couch", "on the sofa"), ("in the woods", "in the forest"),
+     ("at home", "in the house"), ("on the street", "on the road"),
+     ("in the shop", "in the store"), ("by the sea", "by the ocean")],
 ]  # fmt: skip
 
 

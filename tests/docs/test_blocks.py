@@ -16,6 +16,7 @@ from tests.docs.hub import make_hub
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
 BLOCKS = {str(page.relative_to(ROOT)): read_blocks(page) for page in PAGES}
+HEAVY = {"docs/coming_from.md"}  # imports txtai
 ROWS = [("a warm and funny film", "good"), ("two dull hours", "bad")] * 20
 
 
@@ -48,7 +49,9 @@ def test_blocks_say_what_they_are(page):
 
 
 def _mark(page):
-    is_slow = any(block.language == "bash" and not block.excuse for block in BLOCKS[page])
+    is_slow = page in HEAVY or any(
+        block.language == "bash" and not block.excuse for block in BLOCKS[page]
+    )
     return pytest.param(page, marks=[pytest.mark.slow, pytest.mark.timeout(900)] * is_slow)
 
 
