@@ -17,13 +17,13 @@ BUILD_ENV := $(TEST_ENV) TQDM_DISABLE=1 NO_MKDOCS_2_WARNING=1
 .PHONY: help demo test lint format docs notebooks clean
 
 help:
-	@echo "make demo    fine-tune MiniLM on the bundled data, about two minutes on two cores"
-	@echo "make test    lint, types and fast tests"
-	@echo "make lint    ruff and mypy"
-	@echo "make format  let ruff repair and format the code"
-	@echo "make docs    the documentation, into site/"
-	@echo "make notebooks  run the examples again, and keep what they print"
-	@echo "make clean   remove caches, builds and runs/demo; .venv stays"
+	@echo "make demo       fine-tune MiniLM on the bundled data, about two minutes on two cores"
+	@echo "make test       lint, types and fast tests"
+	@echo "make lint       ruff and mypy"
+	@echo "make format     let ruff repair and format the code"
+	@echo "make docs       the documentation, into site/"
+	@echo "make notebooks  run the examples again and keep what they print"
+	@echo "make clean      remove caches, builds and runs/demo; .venv stays"
 
 demo: $(VENV)/.installed-demo
 	@HF_HUB_OFFLINE=1 $(BIN)/python examples/demo.py
@@ -41,14 +41,11 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.installed-docs
-	$(BUILD_ENV) $(BIN)/mkdocs build --strict --quiet
+	$(BUILD_ENV) $(BIN)/mkdocs build --strict
 	@echo "Open site/index.html"
 
-# The scripts are the source; a notebook is one of them with its output.
 notebooks: $(VENV)/.installed-dev
-	for script in examples/train_*.py examples/answer_questions.py; do \
-	    $(BUILD_ENV) $(BIN)/jupytext --to ipynb --execute $$script || exit 1; \
-	done
+	$(BUILD_ENV) $(BIN)/python examples/make_notebooks.py
 
 clean:
 	rm -rf runs/demo site build dist *.egg-info .pytest_cache .pytest_tmp .mypy_cache .ruff_cache
