@@ -74,7 +74,7 @@ rng = random.Random(0)
 people = [f"{first} {last}" for first in FIRST for last in LAST]
 rng.shuffle(people)
 train = [row for person in people[:100] for row in biography(rng, person)]
-validation = [row for person in people[100:120] for row in biography(rng, person)]
+validation = [row for person in people[100:115] for row in biography(rng, person)]
 print(len(train), "rows to train on,", len(validation), "to validate")
 for row in validation[:4]:
     print(row)

@@ -13,7 +13,7 @@
 # # Train a language model from scratch
 #
 # Nothing here is pretrained: a tokenizer learns the words of 1,000 speeches of Shakespeare, a GPT-2
-# of one million weights learns to go on with them, and `transformers.pipeline` lets it speak.
+# of 0.7 million weights learns to go on with them, and `transformers.pipeline` lets it speak.
 #
 # Needs `pip install hflit`; no network after that. About two minutes on two cores.
 
@@ -68,7 +68,7 @@ model = GPT2LMHeadModel(
         vocab_size=len(tokenizer),
         n_positions=128,
         n_embd=128,
-        n_layer=4,
+        n_layer=3,
         n_head=4,
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -103,10 +103,10 @@ model, tokenizer = trainer(
     task="language-generation",
     metrics="auto",
     maxlength=64,
-    learning_rate=2e-3,
+    learning_rate=3e-3,
     lr_scheduler_type="cosine",
     warmup_steps=0.1,
-    num_train_epochs=5,
+    num_train_epochs=3,
     per_device_train_batch_size=16,
     per_device_eval_batch_size=32,
     eval_strategy="epoch",
@@ -118,7 +118,7 @@ for entry in trainer.state.log_history:
             f"epoch {entry['epoch']:.0f}  perplexity {entry['eval_perplexity']:7.1f}  "
             f"next token right {entry['eval_token_accuracy']:.3f}"
         )
-assert trainer.metrics["eval_perplexity"] < 150
+assert trainer.metrics["eval_perplexity"] < 200
 
 # %% [markdown]
 # A perplexity of 1,000 is a blind guess among 1,000 tokens. The speech is no Shakespeare after two
