@@ -181,9 +181,10 @@ class HFTrainer:
 
         Raises:
             TypeError: An argument has an unknown name, or data of an unknown kind.
-            ValueError: An argument, a column, a label or a row is wrong; raised before any weight
-                is loaded.
-            NotImplementedError: The argument belongs to a feature that is not built yet.
+            ValueError: An argument, a column, a label or a row is wrong. This and the others are
+                raised before any weight is loaded.
+            FileNotFoundError: No model, file or data set goes by a name.
+            ImportError: An argument needs a package that is not installed.
         """
         given = {name: value for name, value in locals().items() if name not in ("self", "args")}
         task_class = check_request(given)
@@ -459,7 +460,11 @@ class Length(NamedTuple):
 
 
 def run_length(args: Arguments, flags: dict[str, Any], data: DataModule) -> Length:
-    """How long a run on some data is."""
+    """How long a run on some data is.
+
+    Raises:
+        ValueError: No batch is left to train on.
+    """
     try:
         windows = len(data.train_dataloader())
     except TypeError:

@@ -86,6 +86,12 @@ def data_module(train: Any, validation: Any = None, **options: Any) -> DataModul
         validation: The same kinds; the name of a split of `train` if that is a `DatasetDict`; or
             None for no evaluation.
         options: What `DataModule` takes.
+
+    Raises:
+        TypeError: The data are of no such kind, or a row is no dict.
+        ValueError: A column is not there, twice there or of mixed kinds; no split is the one meant;
+            a file cannot be read.
+        FileNotFoundError: Nothing goes by the name.
     """
     names = {"train": train, "validation": validation}
     if is_name(train):

@@ -112,7 +112,11 @@ class SequenceSequence(TaskModule):
 
     @torch.no_grad()
     def generate(self, batch: Batch) -> list[str]:
-        """The text that the model makes of each source; the caller sets evaluation mode."""
+        """The text that the model makes of each source; the caller sets evaluation mode.
+
+        Raises:
+            ValueError: The module was given no tokenizer.
+        """
         if self.tokenizer is None:
             raise ValueError("Generated tokens become text by a tokenizer. Pass tokenizer=.")
         wanted = forward_inputs(self.model) - {"labels"}
