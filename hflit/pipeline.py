@@ -244,7 +244,7 @@ class HFTrainer:
                 return bridge, trainer
 
             with stops.noted():
-                with model_switched(model, arguments):
+                with model_switched(model, arguments, parity):
                     bridge, trainer = fit_in_memory(fit, model, arguments)
 
                 self.lightning, self.state, self.metrics = trainer, bridge.state, bridge.metrics
