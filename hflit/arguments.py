@@ -150,8 +150,6 @@ def parse(
     _check_flags(flags)
     arguments = _agree(_renamed(keywords), flags)
     check({**DEFAULTS, **arguments})
-    if arguments.get("fp16"):
-        raise NotImplementedError("fp16=True is not built yet: it comes with half precision.")
     args = Arguments(**arguments)
     return args, _trainer_flags(args, arguments, flags)
 

@@ -179,6 +179,10 @@ def check(values: Mapping[str, Any]) -> None:
         "ddp_static_graph=True cannot be used: the parts of an update differ. Leave it out.",
     )
     refuse(
+        get("fsdp") and get("fp16"),
+        "fsdp=True cannot scale the gradients of fp16=True: that was never run. Use bf16=True.",
+    )
+    refuse(
         get("fsdp") and (get("bf16_full_eval") or get("fp16_full_eval")),
         "fsdp=True cannot hold its weights in half precision for evaluation. Use bf16=True.",
     )

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, TrainerState, TrainingArgument
 from transformers.trainer_utils import SaveStrategy
 
 from hflit.artifacts import save_artifacts
-from hflit.loop.folders import numbered, random_file, remove, write_whole
+from hflit.loop.folders import SCALE, numbered, random_file, remove, write_whole
 from hflit.loop.resume import Checkpoint, load_weights
 from hflit.ranks import everyones, from_first
 from hflit.sharding import Shards, whole_state
@@ -78,6 +78,8 @@ class Checkpoints:
                 torch.save(optimizer, part / "optimizer.pt")
                 schedule = trainer.lr_scheduler_configs[0].scheduler
                 torch.save(schedule.state_dict(), part / "scheduler.pt")
+                if scale := trainer.precision_plugin.state_dict():  # of float16 gradients
+                    torch.save(scale, part / SCALE)
                 for rank, states in enumerate(random_states):
                     torch.save(states, part / random_file(rank, world))
 

@@ -21,6 +21,7 @@ ASIDE = re.compile(r"\.(checkpoint-\d+)\.(\d+)\.(?:part|old)")  # being written;
 MARK = "complete.json"  # size and sha256 of every file
 STATE = "trainer_state.json"
 TENSORS = ("optimizer.pt", "scheduler.pt")
+SCALE = "scaler.pt"  # of gradients, where they are float16
 RANDOM = "rng_state*.pth"
 
 
@@ -85,7 +86,7 @@ def _flaw_of_form(folder: Path) -> str | None:
             return f"{path.name} is missing"
         if not _is_whole_safetensors(path):
             return f"{path.name} is cut short"
-    for name in (*TENSORS, *(path.name for path in folder.glob(RANDOM))):
+    for name in (*TENSORS, SCALE, *(path.name for path in folder.glob(RANDOM))):
         if (folder / name).is_file() and not zipfile.is_zipfile(folder / name):
             return f"{name} is cut short"
     return None

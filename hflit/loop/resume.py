@@ -21,6 +21,7 @@ from transformers.trainer_pt_utils import safe_globals
 from hflit.loop.folders import (
     MARK,
     RANDOM,
+    SCALE,
     TENSORS,
     clean,
     flaw,
@@ -100,6 +101,8 @@ class Checkpoint:
             raise ValueError(
                 f"{self.folder}/optimizer.pt belongs to another model or optimizer: {error}."
             ) from error
+        if (self.folder / SCALE).is_file():
+            trainer.precision_plugin.load_state_dict(self._tensors(SCALE))
         trainer.fit_loop.load_state_dict(_loops_at(self.state.global_step, *place))
         assert trainer.global_step == self.state.global_step
 

@@ -35,7 +35,7 @@ def process_switched(args: TrainingArguments) -> Iterator[None]:
     for each, wanted in zip(theirs, levels.values(), strict=True):
         each.setLevel(wanted)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _own_words_shown(args):
             # Lightning 2.6 asks torch for an old spelling at every fit; drop when it does not.
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
             # peft 0.21 asks transformers 5.23 for an old name; drop when it does not.
@@ -51,6 +51,23 @@ def process_switched(args: TrainingArguments) -> Iterator[None]:
             each.setLevel(own)
         torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+
+
+@contextmanager
+def _own_words_shown(args: TrainingArguments) -> Iterator[None]:
+    """Show what hflit tells of a run, once; a caller who has set up logging decides instead."""
+    own = logging.getLogger("hflit")
+    if args.local_process_index != 0 or own.level != logging.NOTSET or own.hasHandlers():
+        yield
+        return
+    handler = logging.StreamHandler()
+    own.addHandler(handler)
+    own.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        own.removeHandler(handler)
+        own.setLevel(logging.NOTSET)
 
 
 @contextmanager

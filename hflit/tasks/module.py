@@ -16,6 +16,7 @@ from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -31,8 +32,9 @@ from hflit.data.tokenization import Tokenization
 from hflit.loading import Base, load_model
 from hflit.ranks import gradient_sync, total
 from hflit.sharding import Shards
-from hflit.tasks.distillation import Distillation
-from hflit.tasks.parts import forward_cost, split_by_length
+from hflit.tasks.chunks import chunked_loss, ends_with_head, head_left_out
+from hflit.tasks.distillation import Distillation, kl_distance
+from hflit.tasks.parts import forward_cost, split_by_length, token_loss
 
 FOLLOWS_EVALUATIONS = (ReduceLROnPlateau, GreedyLR)  # schedules that no update moves on
 
@@ -84,6 +86,7 @@ class TaskModule(L.LightningModule):
     label_names: ClassVar[tuple[str, ...]] = ("labels",)  # columns the loss is computed from
     places: ClassVar[tuple[str, ...]] = ()  # columns of positions in a row
     predicts_next: ClassVar[bool] = False  # whether labels are compared one place earlier
+    chunks_loss: ClassVar[bool] = False  # whether each label is a token that logits are for
 
     def __init__(
         self,
@@ -297,6 +300,8 @@ class TaskModule(L.LightningModule):
         optimizer = cast(LightningOptimizer, self.optimizers())
         schedule = cast(LRScheduler, self.lr_schedulers())
         limit = self.args.max_grad_norm if self.args.max_grad_norm > 0 else math.inf
+        precision: Any = self.trainer.precision_plugin
+        getattr(precision, "unscale", lambda _: None)(optimizer.optimizer)  # of float16
         # Clipped in the order of the model's parameters, not of the optimizer's groups: the order
         # decides the rounding of the norm.
         if limit < math.inf or self.parity:  # clipping at infinity spreads a NaN to all weights
@@ -308,7 +313,8 @@ class TaskModule(L.LightningModule):
         optimizer.step()
         self.tell("on_optimizer_step")
         rate = optimizer.param_groups[0]["lr"]
-        if not isinstance(schedule, FOLLOWS_EVALUATIONS):
+        skipped = getattr(precision, "skipped", False)
+        if not (skipped or isinstance(schedule, FOLLOWS_EVALUATIONS)):
             schedule.step()
         optimizer.zero_grad()
         return {"grad_norm": norm, "learning_rate": rate}
@@ -319,6 +325,8 @@ class TaskModule(L.LightningModule):
         return split_by_length(batch, self.forward_cost, self.places)
 
     def _window_loss(self, batch: Batch, items: Items, parts: int) -> Tensor:
+        if self._heads_left_out:
+            return mean_loss(self._chunked_loss(batch), items)
         outputs = self(batch)
         sums = self.summed_loss(outputs, batch)
         if self.distillation is not None:
@@ -333,6 +341,49 @@ class TaskModule(L.LightningModule):
         """What the teacher says about a batch."""
         assert self.distillation is not None
         return self.run_model(self.distillation.teacher, batch)
+
+    @functools.cached_property
+    def _heads_left_out(self) -> bool:
+        """Whether the loss is computed without all logits, see `chunked_loss`."""
+        if not self.chunks_loss or self.args.torch_compile or isinstance(self.model, FSDPModule):
+            return False
+        row = torch.zeros((1, 2), dtype=torch.long, device=self.device)
+        batch = {"input_ids": row, "attention_mask": row + 1, "labels": row}
+        teachers = [] if self.distillation is None else [self.distillation.teacher]
+        self.model.eval()  # draws no random numbers
+        with torch.no_grad():
+            plain = all(
+                ends_with_head(each, functools.partial(self.run_model, each, batch))
+                for each in (self.model, *teachers)
+            )
+        self.model.train()
+        return plain
+
+    def _chunked_loss(self, batch: Batch) -> Tensor:
+        """As `summed_loss`, blended with `distance` to a teacher, over the tokens with a label."""
+        seen = slice(None, -1) if self.predicts_next else slice(None)
+        labels = batch["labels"][:, 1:] if self.predicts_next else batch["labels"]
+        learned = labels != IGNORE_INDEX
+        labels = labels[learned]
+        with head_left_out(self.model) as student:
+            self(batch)
+        smoothing, school = self.args.label_smoothing_factor, self.distillation
+        if school is not None:
+            with torch.no_grad(), head_left_out(school.teacher) as teacher:
+                self.run_model(school.teacher, batch)
+            taught = teacher.hidden[:, seen][learned]  # (tokens, width)
+
+        def loss_of(logits: Tensor, part: slice) -> Tensor:
+            loss = token_loss(logits, labels[part], smoothing)
+            if school is None:
+                return loss
+            with torch.no_grad():
+                guesses = teacher.logits(taught[part])
+            distance = kl_distance(logits, guesses, school.temperature)
+            return (1 - school.alpha) * loss + school.alpha * distance
+
+        with self.forward_autocast():
+            return chunked_loss(student.hidden[:, seen][learned], student.head, loss_of)
 
     def _count_window(self, window: list[Batch]) -> Any:
         if not self.parity:

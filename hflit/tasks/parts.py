@@ -140,7 +140,7 @@ def gradients_by_row(model: nn.Module) -> Iterator[None]:
 
 
 def _look_up(table: nn.Embedding, input: Tensor) -> Tensor:
-    found: Tensor = _LookUp.apply(table.weight, input, table.padding_idx)  # type: ignore[no-untyped-call]
+    found: Tensor = _LookUp.apply(table.weight, input, table.padding_idx)
     return found
 
 
