@@ -110,6 +110,7 @@ class HFTrainer:
         target_maxlength: int | None = None,
         generation_max_length: int | None = None,
         generation_num_beams: int | None = None,
+        max_tokens_per_batch: int | None = None,
         **args: Any,
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Train a model on labelled rows.
@@ -157,6 +158,9 @@ class HFTrainer:
                 (sequence-sequence); by default what the model's generation config says, else 128.
             generation_num_beams: Beams of that search; by default what the model's generation
                 config says, else 1.
+            max_tokens_per_batch: Train on batches of rows of like length, as many as hold at most
+                so many tokens with their padding (sequence-sequence: of the source), in place of
+                `per_device_train_batch_size` rows.
             args: Fields of `transformers.TrainingArguments` and flags of the Lightning Trainer.
 
         Returns:
@@ -173,6 +177,7 @@ class HFTrainer:
         adapter = lora_config(lora, task_class.lora_type)
         arguments, flags = parse(args, also=given)
         check_evaluation(arguments, validation, metrics)
+        check_budget(arguments, max_tokens_per_batch, parity)
         with process_switched(arguments):
             processes = spread(flags, arguments.strategy_options())
         check_processes(arguments, processes.world, quantize)
@@ -324,7 +329,10 @@ def read_data(
         tokenization=tokenization,
         args=args,
         tokenizers=os.cpu_count() if tokenizers is True else tokenizers or None,
-        **{name: given[name] for name in ("tokenizebatch", "cache", "parity")},
+        **{
+            name: given[name]
+            for name in ("tokenizebatch", "cache", "parity", "max_tokens_per_batch")
+        },
     )
     return options, data
 
@@ -354,10 +362,29 @@ def check_request(given: dict[str, Any]) -> type[TaskModule]:
         and not callable(given["metrics"])
     ):
         raise ValueError(f"metrics={given['metrics']!r} must be a function, 'auto' or None.")
-    for name in ("tokenizebatch", "generation_max_length", "generation_num_beams"):
+    counts = ("tokenizebatch", "generation_max_length", "generation_num_beams")
+    for name in (*counts, "max_tokens_per_batch"):
         if given[name] is not None and given[name] < 1:
             raise ValueError(f"{name}={given[name]} must be at least 1.")
     return TASKS[task]
+
+
+def check_budget(args: Arguments, tokens: int | None, parity: bool) -> None:
+    """Raise ValueError if something else than `max_tokens_per_batch` makes the batches too."""
+    config: Any = args.accelerator_config
+    others = {
+        f"train_sampling_strategy={args.train_sampling_strategy!r}": args.train_sampling_strategy
+        not in (None, "random"),
+        "parity=True": parity,
+        "auto_find_batch_size=True": args.auto_find_batch_size,
+        "split_batches=True": config.split_batches,
+    }
+    named = [name for name, is_given in others.items() if is_given]
+    if tokens is not None and named:
+        raise ValueError(
+            f"max_tokens_per_batch={tokens} makes batches its own way, and so does "
+            f"{' and '.join(named)}. Choose one."
+        )
 
 
 def check_evaluation(args: Arguments, validation: Any, metrics: Any) -> None:
@@ -453,5 +480,6 @@ def _run(args: Arguments, data: DataModule) -> dict[str, Any]:
         "rows": len(rows) if isinstance(rows, datasets.Dataset) else None,
         "data": data.digest(),
         "processes": args.world_size,
+        "max_tokens_per_batch": data.max_tokens_per_batch,
         **{name: values[name] for name in FIXED_ARGUMENTS},
     }

@@ -212,13 +212,14 @@ class TaskModule(L.LightningModule):
         Returns:
             `losses` of the micro-batches (they sum to the loss of the window; of several processes
             each has its own, whose mean is that loss), `grad_norm` before clipping, the
-            `learning_rate` that was used, `tokens` that were read and `padded_tokens` with their
-            padding.
+            `learning_rate` that was used, `tokens` that were read, `padded_tokens` with the
+            padding of their batches, and `computed_tokens` with what is left of it after cutting.
         """
         window = window if isinstance(window, list) else [window]
         self.switch_mode("train")
         losses = []
         tokens: Tensor | int = 0
+        computed = 0
         window_loss = self._reference_loss if self.parity else self._window_loss
         items, times = self._count_everywhere(self._count_window(window))
         for index, batch in enumerate(window):
@@ -233,12 +234,14 @@ class TaskModule(L.LightningModule):
                         clear_device_cache()
                     self.manual_backward(loss)
                 batch_loss += loss.detach()
+                computed += part["input_ids"].numel() * counts(batch)
             losses.append(batch_loss)
             tokens += batch["attention_mask"].sum() * counts(batch)
             if index < len(window) - 1:
                 self.tell("on_substep_end")
         padded = sum(batch["input_ids"].numel() * counts(batch) for batch in window)
-        return {"losses": losses, "tokens": tokens, "padded_tokens": padded, **self._update()}
+        read = {"tokens": tokens, "padded_tokens": padded, "computed_tokens": computed}
+        return {"losses": losses, **read, **self._update()}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log `eval_loss`, for those who run a plain Lightning Trainer."""
