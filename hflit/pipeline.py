@@ -119,6 +119,7 @@ class HFTrainer:
         nonfinite: str | None = None,
         failed_save: str = "continue",
         trust_remote_code: bool = False,
+        max_tokens_per_batch: int | None = None,
         **args: Any,
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Train a model on labelled rows.
@@ -174,6 +175,9 @@ class HFTrainer:
                 with a warning, or `"stop"`. Earlier checkpoints stay whole.
             trust_remote_code: Run the code that comes with the base or the teacher, where
                 transformers has none for their kind of model. Read that code first.
+            max_tokens_per_batch: Train on batches of rows of like length, as many as hold at most
+                so many tokens with their padding (sequence-sequence: of the source), in place of
+                `per_device_train_batch_size` rows.
             args: Fields of `transformers.TrainingArguments` and flags of the Lightning Trainer.
 
         Returns:
@@ -191,6 +195,7 @@ class HFTrainer:
         adapter = lora_config(lora, task_class.lora_type)
         arguments, flags = parse(args, also=given)
         check_evaluation(arguments, validation, metrics)
+        check_budget(arguments, max_tokens_per_batch, parity)
         with process_switched(arguments):
             processes = spread(flags, arguments.strategy_options())
         check_processes(arguments, processes.world, quantize)
@@ -265,7 +270,7 @@ class HFTrainer:
                 return bridge, trainer
 
             with stops.noted():
-                with model_switched(model, arguments):
+                with model_switched(model, arguments, parity):
                     bridge, trainer = fit_in_memory(fit, model, arguments)
 
                 self.lightning, self.state, self.metrics = trainer, bridge.state, bridge.metrics
@@ -345,7 +350,10 @@ def read_data(
         tokenization=tokenization,
         args=args,
         tokenizers=os.cpu_count() if tokenizers is True else tokenizers or None,
-        **{name: given[name] for name in ("tokenizebatch", "cache", "parity")},
+        **{
+            name: given[name]
+            for name in ("tokenizebatch", "cache", "parity", "max_tokens_per_batch")
+        },
     )
     return options, data
 
@@ -381,10 +389,29 @@ def check_request(given: dict[str, Any]) -> type[TaskModule]:
         if given[name] not in known:
             told = ", ".join(each for each in known if each)
             raise ValueError(f"Unknown {name}={given[name]!r}. Choose one of: {told}.")
-    for name in ("tokenizebatch", "generation_max_length", "generation_num_beams"):
+    counts = ("tokenizebatch", "generation_max_length", "generation_num_beams")
+    for name in (*counts, "max_tokens_per_batch"):
         if given[name] is not None and given[name] < 1:
             raise ValueError(f"{name}={given[name]} must be at least 1.")
     return TASKS[task]
+
+
+def check_budget(args: Arguments, tokens: int | None, parity: bool) -> None:
+    """Raise ValueError if something else than `max_tokens_per_batch` makes the batches too."""
+    config: Any = args.accelerator_config
+    others = {
+        f"train_sampling_strategy={args.train_sampling_strategy!r}": args.train_sampling_strategy
+        not in (None, "random"),
+        "parity=True": parity,
+        "auto_find_batch_size=True": args.auto_find_batch_size,
+        "split_batches=True": config.split_batches,
+    }
+    named = [name for name, is_given in others.items() if is_given]
+    if tokens is not None and named:
+        raise ValueError(
+            f"max_tokens_per_batch={tokens} makes batches its own way, and so does "
+            f"{' and '.join(named)}. Choose one."
+        )
 
 
 def check_evaluation(args: Arguments, validation: Any, metrics: Any) -> None:
@@ -495,5 +522,6 @@ def _run(args: Arguments, data: DataModule) -> dict[str, Any]:
         "processes": args.world_size,
         "rows_per_update": args.per_device_train_batch_size * batches,
         **({"dataloader_num_workers": args.dataloader_num_workers} if is_stream else {}),
+        "max_tokens_per_batch": data.max_tokens_per_batch,
         **{name: values[name] for name in FIXED_ARGUMENTS},
     }

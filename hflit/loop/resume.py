@@ -76,7 +76,9 @@ class Checkpoint:
         if "processes" in changed:
             # These orders depend on the size of a batch.
             order = run["train_sampling_strategy"]
-            is_free = order in ("random", "sequential") and not run["dataloader_drop_last"]
+            is_free = order in ("random", "sequential") and not (
+                run["dataloader_drop_last"] or run["max_tokens_per_batch"]
+            )
             if is_free and "rows_per_update" not in changed:
                 changed -= set(SPLIT)
             elif is_free:
