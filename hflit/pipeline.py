@@ -119,7 +119,8 @@ class HFTrainer:
                 `lora` it stays as it is.
             train: Rows to learn from: `datasets.Dataset`, `IterableDataset` (with `max_steps`) or
                 `DatasetDict`, pandas or polars DataFrame, iterable of dicts; or the name of a file
-                (csv, tsv, json, jsonl, parquet, arrow, txt), a folder or a data set of the Hub.
+                (csv, tsv, json, jsonl, parquet, arrow, txt), a folder or a data set of the Hub; or
+                one of these as `path` of a dict with keywords of `datasets.load_dataset`.
             validation: Rows to evaluate on, the same kinds; None for no evaluation.
             columns: Column names by task; for text-classification text, second text or None,
                 label.

@@ -74,14 +74,14 @@ def read_call(
         needed: Options it cannot do without.
 
     Returns:
-        The parser, what it read, and the keywords of the call that this stands for.
+        The parser, what it was given, and the keywords of the call that this stands for.
 
     Raises:
         ValueError: An option is missing, unknown or wrong.
     """
     parser = make_parser(command, about)
-    config = read_options(parser, argv)
-    missing = [f"--{name}" for name in needed if not config[name]]
+    config = read_options(parser, argv, defaults=False)
+    missing = [f"--{name}" for name in needed if not config.get(name)]
     if missing:
         raise ValueError(f"{' and '.join(missing)} must be given, here or in a file of --config.")
     call = call_of(parser, config)
@@ -91,7 +91,7 @@ def read_call(
 
 
 def config_text(parser: ArgumentParser, config: Namespace) -> str:
-    """The options that are not at their defaults, in YAML, without secrets."""
+    """The options that were given, in YAML, without secrets."""
     groups = {
         group: {name: value for name, value in values.items() if name not in SECRETS}
         for group, values in given(parser, config).items()

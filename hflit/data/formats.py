@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from os import PathLike
 from typing import Any
 
 import datasets
 import pyarrow as pa
 import torch
 
-from hflit.data.files import is_name, read_files
+from hflit.data.files import is_name, name_of, read_files
 from hflit.data.module import DataModule
 
 Converters = dict[str, Callable[[Any], Any]]  # column -> what brings its values to one kind
@@ -113,14 +112,14 @@ def data_module(train: Any, validation: Any = None, **options: Any) -> DataModul
     return module
 
 
-def _named(read: Callable[..., Any], name: str | PathLike[str]) -> Callable[..., Any]:
+def _named(read: Callable[..., Any], name: Any) -> Callable[..., Any]:
     """A reader whose errors begin with the name of the data."""
 
     def named(*args: Any) -> Any:
         try:
             return read(*args)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+            raise ValueError(f"{name_of(name)}: {error}") from None
 
     return named
 
