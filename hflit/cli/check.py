@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import datasets
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -23,7 +22,7 @@ from hflit.data.answers import find_answer
 from hflit.data.questions import Questions
 from hflit.loading import load_base
 from hflit.pipeline import check_evaluation, check_request, read_data, run_length
-from hflit.report.facts import data_facts, input_lengths
+from hflit.report.facts import data_facts
 
 SHOWN_ROWS = 10  # row numbers in a finding
 ABOUT = (
@@ -80,8 +79,6 @@ def check(call: dict[str, Any]) -> dict[str, Any]:
     found["trainable"] = "the adapter and the head" if adapter else "all weights"
     for split in data.tokens:
         found["splits"][split] = data_facts(data, split)
-        if found["splits"][split]:
-            found["splits"][split]["padding"] = _padding(input_lengths(data, split), arguments)
     found["samples"] = _samples(data)
     found["notes"] += _notes(data, found, arguments)
     wrong += _repeated(data)
@@ -161,14 +158,6 @@ def _misaligned(data: DataModule) -> list[str]:
         if odd:
             told.append(f"{len(odd)} {split} rows have misaligned answers: rows {_some(odd)}.")
     return told
-
-
-def _padding(lengths: np.ndarray, args: Arguments) -> float:
-    """Share of padding, from 0 to 1, in micro-batches of a random order that are not cut."""
-    order = np.random.default_rng(args.seed).permutation(lengths)
-    size = args.per_device_train_batch_size
-    batches = [order[at : at + size] for at in range(0, len(order), size)]
-    return 1 - int(lengths.sum()) / sum(int(each.max()) * len(each) for each in batches)
 
 
 def _samples(data: DataModule) -> list[dict[str, Any]]:
