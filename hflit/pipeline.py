@@ -33,15 +33,15 @@ from hflit.adapters import (
 )
 from hflit.arguments import Arguments, parse
 from hflit.artifacts import save_artifacts
-from hflit.checks import listed
 from hflit.data import DataModule, data_module
 from hflit.loading import Base, check_teacher, classifier_names, load_base, resolve_maxlength
 from hflit.loop.bridge import Bridge
 from hflit.loop.checkpoints import Checkpoints
 from hflit.loop.evaluation import evaluate
+from hflit.loop.finders import find_rate
 from hflit.loop.hub import HubUpload
 from hflit.loop.memory import fit_in_memory
-from hflit.loop.precision import ForwardPrecision
+from hflit.loop.precision import set_precision
 from hflit.loop.progress import ProgressBar
 from hflit.loop.resume import FIXED_ARGUMENTS, find, load_weights
 from hflit.loop.stops import Stops
@@ -110,6 +110,7 @@ class HFTrainer:
         target_maxlength: int | None = None,
         generation_max_length: int | None = None,
         generation_num_beams: int | None = None,
+        find_learning_rate: bool = False,
         **args: Any,
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Train a model on labelled rows.
@@ -158,6 +159,8 @@ class HFTrainer:
                 (sequence-sequence); by default what the model's generation config says, else 128.
             generation_num_beams: Beams of that search; by default what the model's generation
                 config says, else 1.
+            find_learning_rate: Begin with a range test of up to 100 updates, and train from the
+                first weights with the learning rate at which the loss fell fastest.
             args: Fields of `transformers.TrainingArguments` and flags of the Lightning Trainer.
 
         Returns:
@@ -174,9 +177,14 @@ class HFTrainer:
         adapter = lora_config(lora, task_class.lora_type)
         arguments, flags = parse(args, also=given)
         check_evaluation(arguments, validation, metrics)
+        if find_learning_rate and (checkpoint or "learning_rate" in args):
+            raise ValueError(
+                "find_learning_rate=True finds one for a new run: leave out learning_rate and "
+                "checkpoint, or leave it out."
+            )
         with process_switched(arguments):
             processes = spread(flags, arguments.strategy_options())
-        check_processes(arguments, processes.world, quantize)
+        check_processes(arguments, processes.world, quantize, find_learning_rate)
         if processes.start is not None:
             return self._call_in_processes(processes, given, args)
         arguments.set_ranks(*processes[:3])
@@ -227,6 +235,9 @@ class HFTrainer:
             module = task_class(model, arguments, parity, **own)
             if resumed is not None:
                 load_weights(model, resumed.folder)
+            if find_learning_rate:
+                with model_switched(model, arguments):
+                    arguments.learning_rate = find_rate(module, data, flags)
             seed(arguments.seed)
             stops = Stops()
 
@@ -405,9 +416,7 @@ def _lightning(
     show = flags.setdefault("enable_progress_bar", sys.stderr.isatty() and not args.disable_tqdm)
     if show:
         lightning.append(ProgressBar())
-    if flags["precision"] in ("bf16-mixed", "16-mixed"):
-        plugin = ForwardPrecision(flags.pop("precision"), "cuda" if not args.use_cpu else "cpu")
-        flags["plugins"] = [plugin, *listed(flags.get("plugins"))]
+    set_precision(flags, args)
     return bridge, L.Trainer(
         **flags, callbacks=[bridge, *lightning], max_epochs=length.epochs, max_steps=length.steps
     )
