@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,8 @@ def run(command: str, argv: Sequence[str]) -> int:
     """Fine-tune a model, and say how it went."""
     needed = ("model.base", "data.train")
     parser, config, call = read_call(command, "Fine-tune a model.", argv, needed)
+    trainer = fitted(call, config_text(parser, config))
     folder = call.get("output_dir")
-    if folder:
-        callback = SaveConfig(folder, config_text(parser, config))
-        call["callbacks"] = [*listed(call.get("callbacks")), callback]
-    trainer = HFTrainer()
-    trainer(**call)
     if not trainer.lightning.is_global_zero:
         return 0
     show_figures(trainer.metrics, f"After {trainer.state.global_step} updates")
@@ -62,8 +58,26 @@ def run(command: str, argv: Sequence[str]) -> int:
     return 0
 
 
+def fitted(call: dict[str, Any], text: str) -> HFTrainer:
+    """Run a call; what it was given is saved beside its model.
+
+    Args:
+        call: Its keywords.
+        text: The configuration in YAML.
+    """
+    folder = call.get("output_dir")
+    saved = [SaveConfig(folder, text)] if folder else []
+    trainer = HFTrainer()
+    trainer(**{**call, "callbacks": [*listed(call.get("callbacks")), *saved]})
+    return trainer
+
+
 def read_call(
-    command: str, about: str, argv: Sequence[str], needed: Sequence[str]
+    command: str,
+    about: str,
+    argv: Sequence[str],
+    needed: Sequence[str],
+    add_options: Callable[[ArgumentParser], None] = lambda parser: None,
 ) -> tuple[ArgumentParser, Namespace, dict[str, Any]]:
     """Read the configuration of a run.
 
@@ -72,6 +86,7 @@ def read_call(
         about: What it does.
         argv: Its options.
         needed: Options it cannot do without.
+        add_options: Adds those of the command's own.
 
     Returns:
         The parser, what it was given, and the keywords of the call that this stands for.
@@ -80,6 +95,7 @@ def read_call(
         ValueError: An option is missing, unknown or wrong.
     """
     parser = make_parser(command, about)
+    add_options(parser)
     config = read_options(parser, argv, defaults=False)
     missing = [f"--{name}" for name in needed if not config.get(name)]
     if missing:

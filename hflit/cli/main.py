@@ -22,6 +22,7 @@ COMMANDS = {  # name -> its file in this folder, and what it does
     "test": ("evaluate", "Evaluate a model on the test data."),
     "predict": ("predict", "Write what a model says about the rows of a file."),
     "export": ("export", "Write a model as an ONNX file that says the same."),
+    "sweep": ("sweep", "Fine-tune many times with other values of some options."),
     "report": ("report", "Write a page about a finished run: report.html."),
 }
 USER_ERRORS = (ValueError, TypeError, ImportError, OSError, NotImplementedError, KeyError)
