@@ -160,7 +160,8 @@ class HFTrainer:
             generation_num_beams: Beams of that search; by default what the model's generation
                 config says, else 1.
             find_learning_rate: Begin with a range test of up to 100 updates, and train from the
-                first weights with the learning rate at which the loss fell fastest.
+                first weights with the learning rate at which the loss fell fastest, in place
+                of `learning_rate`.
             args: Fields of `transformers.TrainingArguments` and flags of the Lightning Trainer.
 
         Returns:
@@ -177,10 +178,9 @@ class HFTrainer:
         adapter = lora_config(lora, task_class.lora_type)
         arguments, flags = parse(args, also=given)
         check_evaluation(arguments, validation, metrics)
-        if find_learning_rate and (checkpoint or "learning_rate" in args):
+        if find_learning_rate and checkpoint:
             raise ValueError(
-                "find_learning_rate=True finds one for a new run: leave out learning_rate and "
-                "checkpoint, or leave it out."
+                "find_learning_rate=True is for a new run; one that goes on has its learning rate."
             )
         with process_switched(arguments):
             processes = spread(flags, arguments.strategy_options())

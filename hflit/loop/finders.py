@@ -30,7 +30,7 @@ def find_rate(module: TaskModule, data: DataModule, flags: dict[str, Any]) -> fl
     steepest slope. The weights end as they began.
 
     Args:
-        module: The task with its model, in training mode.
+        module: The task with its model.
         data: Set up.
         flags: Accelerator and precision of the run's Lightning Trainer.
 
@@ -40,7 +40,7 @@ def find_rate(module: TaskModule, data: DataModule, flags: dict[str, Any]) -> fl
     Raises:
         ValueError: The loss never fell.
     """
-    model = module.model
+    model = module.model.train()  # from_pretrained gives evaluation mode
     tensors = [p for p in model.parameters() if p.requires_grad] + list(model.buffers())
     kept = [tensor.detach().to("cpu", copy=True) for tensor in tensors]
     test = _RangeTest()
@@ -62,7 +62,8 @@ def find_rate(module: TaskModule, data: DataModule, flags: dict[str, Any]) -> fl
         for tensor, value in zip(tensors, kept, strict=True):
             tensor.copy_(value)
     rate = steepest(test.rates, test.losses)
-    logger.warning("learning_rate=%.2g found: there the loss falls fastest.", rate)
+    told = "learning_rate=%.3g found, where the loss falls fastest; it takes the place of %.3g."
+    logger.warning(told, rate, module.args.learning_rate)
     return rate
 
 
