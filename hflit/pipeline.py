@@ -418,7 +418,11 @@ def _lightning(
         lightning.append(ProgressBar())
     set_precision(flags, args)
     return bridge, L.Trainer(
-        **flags, callbacks=[bridge, *lightning], max_epochs=length.epochs, max_steps=length.steps
+        **flags,
+        callbacks=[bridge, *lightning],
+        max_epochs=length.epochs,
+        max_steps=length.steps,
+        log_every_n_steps=1,  # the bridge logs; at 50 Lightning warns of each shorter epoch
     )
 
 
