@@ -33,16 +33,17 @@ from hflit.adapters import (
 )
 from hflit.arguments import Arguments, parse
 from hflit.artifacts import save_artifacts
-from hflit.checks import listed, raise_all
+from hflit.checks import raise_all
 from hflit.data import DataModule, data_module
 from hflit.kinds import kind_problems
 from hflit.loading import Base, check_teacher, classifier_names, load_base, resolve_maxlength
 from hflit.loop.bridge import Bridge
 from hflit.loop.checkpoints import Checkpoints
 from hflit.loop.evaluation import evaluate
+from hflit.loop.finders import find_rate
 from hflit.loop.hub import HubUpload
 from hflit.loop.memory import fit_in_memory
-from hflit.loop.precision import ForwardPrecision
+from hflit.loop.precision import set_precision
 from hflit.loop.progress import ProgressBar
 from hflit.loop.resume import FIXED_ARGUMENTS, find, load_weights
 from hflit.loop.stops import Stops
@@ -120,6 +121,7 @@ class HFTrainer:
         failed_save: str = "continue",
         trust_remote_code: bool = False,
         max_tokens_per_batch: int | None = None,
+        find_learning_rate: bool = False,
         **args: Any,
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Train a model on labelled rows.
@@ -129,7 +131,8 @@ class HFTrainer:
                 `lora` it stays as it is.
             train: Rows to learn from: `datasets.Dataset`, `IterableDataset` (with `max_steps`) or
                 `DatasetDict`, pandas or polars DataFrame, iterable of dicts; or the name of a file
-                (csv, tsv, json, jsonl, parquet, arrow, txt), a folder or a data set of the Hub.
+                (csv, tsv, json, jsonl, parquet, arrow, txt), a folder or a data set of the Hub; or
+                one of these as `path` of a dict with keywords of `datasets.load_dataset`.
             validation: Rows to evaluate on, the same kinds; None for no evaluation.
             columns: Column names by task; for text-classification text, second text or None,
                 label.
@@ -178,6 +181,9 @@ class HFTrainer:
             max_tokens_per_batch: Train on batches of rows of like length, as many as hold at most
                 so many tokens with their padding (sequence-sequence: of the source), in place of
                 `per_device_train_batch_size` rows.
+            find_learning_rate: Begin with a range test of up to 100 updates, and train from the
+                first weights with the learning rate at which the loss fell fastest, in place
+                of `learning_rate`.
             args: Fields of `transformers.TrainingArguments` and flags of the Lightning Trainer.
 
         Returns:
@@ -196,9 +202,13 @@ class HFTrainer:
         arguments, flags = parse(args, also=given)
         check_evaluation(arguments, validation, metrics)
         check_budget(arguments, max_tokens_per_batch, parity)
+        if find_learning_rate and checkpoint:
+            raise ValueError(
+                "find_learning_rate=True is for a new run; one that goes on has its learning rate."
+            )
         with process_switched(arguments):
             processes = spread(flags, arguments.strategy_options())
-        check_processes(arguments, processes.world, quantize)
+        check_processes(arguments, processes.world, quantize, find_learning_rate)
         if processes.start is not None:
             return self._call_in_processes(processes, given, args)
         arguments.set_ranks(*processes[:3])
@@ -250,6 +260,9 @@ class HFTrainer:
             module.nonfinite = nonfinite or ("ignore" if parity else "stop")
             if resumed is not None:
                 load_weights(model, resumed.folder)
+            if find_learning_rate:
+                with model_switched(model, arguments):
+                    arguments.learning_rate = find_rate(module, data, flags)
             seed(arguments.seed)
             stops = Stops()
 
@@ -464,11 +477,13 @@ def _lightning(
     show = flags.setdefault("enable_progress_bar", sys.stderr.isatty() and not args.disable_tqdm)
     if show:
         lightning.append(ProgressBar())
-    if flags["precision"] in ("bf16-mixed", "16-mixed"):
-        plugin = ForwardPrecision(flags.pop("precision"), "cuda" if not args.use_cpu else "cpu")
-        flags["plugins"] = [plugin, *listed(flags.get("plugins"))]
+    set_precision(flags, args)
     return bridge, L.Trainer(
-        **flags, callbacks=[bridge, *lightning], max_epochs=length.epochs, max_steps=length.steps
+        **flags,
+        callbacks=[bridge, *lightning],
+        max_epochs=length.epochs,
+        max_steps=length.steps,
+        log_every_n_steps=1,  # the bridge logs; at 50 Lightning warns of each shorter epoch
     )
 
 

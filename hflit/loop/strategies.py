@@ -215,8 +215,8 @@ def _made(strategy: Any, name: str, options: dict[str, Any], world: int) -> Stra
     return DDPStrategy(**options)
 
 
-def check_processes(args: Any, world: int, quantize: Any) -> None:
-    """Refuse what several processes cannot do; `quantize` is that of the call.
+def check_processes(args: Any, world: int, quantize: Any, finds_rate: bool) -> None:
+    """Refuse what several processes cannot do; the last two are those of the call.
 
     Raises:
         ValueError: Names all of it.
@@ -229,6 +229,8 @@ def check_processes(args: Any, world: int, quantize: Any) -> None:
             "auto_find_batch_size=True needs a single process: of several, one alone runs out of "
             "memory. Set per_device_train_batch_size."
         )
+    if finds_rate:
+        problems.append("find_learning_rate=True needs a single process. Run it alone first.")
     if args.fsdp and quantize:
         problems.append(
             f"quantize={quantize!r} and fsdp=True: quantized weights cannot be sharded. Use "
