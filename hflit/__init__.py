@@ -3,7 +3,10 @@
 import os
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hflit.pipeline import HFTrainer
 
 __version__ = "0.1.0"
 __all__ = ["HFTrainer", "__version__", "verify_resume"]

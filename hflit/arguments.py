@@ -113,6 +113,15 @@ class Arguments(transformers.TrainingArguments):
         names = sharding_config(self.fsdp_config).get("transformer_layer_cls_to_wrap")
         return None if names is None else [n for each in listed(names) for n in each.split(",")]
 
+    @property
+    def saves_shares(self) -> bool:
+        """Whether each process writes its share of a sharded optimizer, rather than one the whole.
+
+        Without storage that all nodes share (`save_on_each_node`) one node lacks the others'.
+        """
+        kind = sharding_config(self.fsdp_config).get("state_dict_type")
+        return kind != "FULL_STATE_DICT" and not self.save_on_each_node
+
     def _process_fsdp_args(self) -> None:  # would set up accelerate's sharding
         return None
 
@@ -153,8 +162,6 @@ def parse(
     arguments = _agree(_renamed(keywords), flags)
     raise_all(TypeError, kind_problems(arguments, KINDS))
     check({**DEFAULTS, **arguments})
-    if arguments.get("fp16"):
-        raise NotImplementedError("fp16=True is not built yet: it comes with half precision.")
     args = Arguments(**arguments)
     return args, _trainer_flags(args, arguments, flags)
 

@@ -65,16 +65,16 @@ HUB_OPTIONS = {
     "hub_revision": None,
 }
 
-# Settings of fsdp_config, and the value that is the only one; None where the caller has a choice.
-SHARDING: dict[str, Any] = {
-    "version": 2,
+# Settings of fsdp_config, and the values that can be; None where all can.
+SHARDING: dict[str, tuple[Any, ...] | None] = {
+    "version": (2,),
     "transformer_layer_cls_to_wrap": None,
-    "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-    "reshard_after_forward": False,  # weights stay gathered for all parts of an update
-    "state_dict_type": "FULL_STATE_DICT",
-    "activation_checkpointing": False,
-    "cpu_offload": False,
-    "cpu_ram_efficient_loading": False,
+    "auto_wrap_policy": ("TRANSFORMER_BASED_WRAP",),
+    "reshard_after_forward": (False,),  # weights stay gathered for all parts of an update
+    "state_dict_type": ("SHARDED_STATE_DICT", "FULL_STATE_DICT"),  # of the optimizer
+    "activation_checkpointing": (False,),
+    "cpu_offload": (False,),
+    "cpu_ram_efficient_loading": (False,),
 }
 
 
@@ -193,6 +193,10 @@ def check(values: Mapping[str, Any]) -> None:
         "ddp_static_graph=True cannot be used: the parts of an update differ. Leave it out.",
     )
     refuse(
+        get("fsdp") and get("fp16"),
+        "fsdp=True cannot scale the gradients of fp16=True: that was never run. Use bf16=True.",
+    )
+    refuse(
         get("fsdp") and (get("bf16_full_eval") or get("fp16_full_eval")),
         "fsdp=True cannot hold its weights in half precision for evaluation. Use bf16=True.",
     )
@@ -264,10 +268,12 @@ def _sharding_problems(fsdp: Any, config: Any) -> list[str]:
     if any(word not in ("True", "full_shard", "auto_wrap") for word in map(str, words)):
         problems.append(f"fsdp={fsdp!r} cannot be used: all of a model is sharded. Use fsdp=True.")
     for name, value in sharding_config(config).items():
+        possible = SHARDING.get(name)
         if name not in SHARDING:
             problems.append(f"fsdp_config cannot hold {name!r}. It takes: {', '.join(SHARDING)}.")
-        elif SHARDING[name] is not None and value not in (SHARDING[name], f"{SHARDING[name]}"):
-            problems.append(f"fsdp_config cannot hold {name}={value!r}, only {SHARDING[name]!r}.")
+        elif possible is not None and f"{value}" not in map(str, possible):
+            choice = " or ".join(map(repr, possible))
+            problems.append(f"fsdp_config cannot hold {name}={value!r}, only {choice}.")
     if config and not fsdp:
         problems.append("fsdp_config is ignored without fsdp=True. Give both or none.")
     return problems

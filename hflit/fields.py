@@ -61,7 +61,9 @@ FIELDS: dict[str, Field] = {
     "warmup_steps": Field("module", "Updates of warmup, or below 1 their share of the run."),
     # Precision
     "bf16": Field("mapped", "Forward under bfloat16 autocast: precision='bf16-mixed'."),
-    "fp16": Field("refuse", "Refused: its gradient scaling is not built. Use bf16=True."),
+    "fp16": Field(
+        "mapped", "Forward under float16 autocast, gradients scaled: precision='16-mixed'."
+    ),
     "bf16_full_eval": Field(
         "module", "Evaluates in bfloat16 weights, and goes back to the others."
     ),

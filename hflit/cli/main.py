@@ -21,6 +21,8 @@ COMMANDS = {  # name -> its file in this folder, and what it does
     "validate": ("evaluate", "Evaluate a model on the validation data."),
     "test": ("evaluate", "Evaluate a model on the test data."),
     "predict": ("predict", "Write what a model says about the rows of a file."),
+    "export": ("export", "Write a model as an ONNX file that says the same."),
+    "sweep": ("sweep", "Fine-tune many times with other values of some options."),
     "report": ("report", "Write a page about a finished run: report.html."),
     "verify-resume": (
         "verify_resume",

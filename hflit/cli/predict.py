@@ -35,7 +35,11 @@ def run(command: str, argv: Sequence[str]) -> int:
     )
     add = parser.add_argument
     add("--model", type=str | None, help="Folder that a run left, or hub id.")
-    add("--data", type=str | None, help="File, pattern, folder or hub name, as for --data.train.")
+    add(
+        "--data",
+        type=dict[str, Any] | str | None,
+        help="File, pattern, folder or hub name, as for --data.train.",
+    )
     add(
         "--output", type=str | None, help="A .jsonl, .csv or .parquet file; without it, the screen."
     )
@@ -70,12 +74,14 @@ def run(command: str, argv: Sequence[str]) -> int:
     return 0
 
 
-def _one_split(data: Any, name: str) -> Any:
-    if not isinstance(data, datasets.DatasetDict):
+def _one_split(data: Any, name: Any) -> Any:
+    if not isinstance(data, (datasets.DatasetDict, datasets.IterableDatasetDict)):
         return data
     if len(data) == 1:
         return next(iter(data.values()))
-    raise ValueError(f"--data={name} holds {', '.join(data)}. Name the file of one of them.")
+    raise ValueError(
+        f"--data={name} holds {', '.join(data)}. Name one of them: {{path: ..., split: ...}}."
+    )
 
 
 def _listed(value: Any) -> list[str] | None:
@@ -87,9 +93,10 @@ def _beside(data: Any, names: list[str] | None, found: Rows) -> Iterator[dict[st
     if not names:
         yield from found
         return
-    unknown = [name for name in names if name not in data.column_names]
+    known = data.column_names or list(next(iter(data), {}))  # a stream may not know them yet
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"--keep={unknown} is not in the data, which has {data.column_names}.")
+        raise ValueError(f"--keep={unknown} is not in the data, which has {known}.")
     for row, each in zip(data.select_columns(names), found, strict=True):
         renamed = {f"given_{name}" if name in each else name: row[name] for name in row}
         yield {**renamed, **each}

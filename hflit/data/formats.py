@@ -10,7 +10,7 @@ import datasets
 import pyarrow as pa
 import torch
 
-from hflit.data.files import is_name, read_files
+from hflit.data.files import is_name, name_of, read_files
 from hflit.data.module import DataModule
 
 Converters = dict[str, Callable[[Any], Any]]  # column -> what brings its values to one kind
@@ -86,6 +86,12 @@ def data_module(train: Any, validation: Any = None, **options: Any) -> DataModul
         validation: The same kinds; the name of a split of `train` if that is a `DatasetDict`; or
             None for no evaluation.
         options: What `DataModule` takes.
+
+    Raises:
+        TypeError: The data are of no such kind, or a row is no dict.
+        ValueError: A column is not there, twice there or of mixed kinds; no split is the one meant;
+            a file cannot be read.
+        FileNotFoundError: Nothing goes by the name.
     """
     names = {"train": train, "validation": validation}
     if is_name(train):
@@ -106,7 +112,7 @@ def data_module(train: Any, validation: Any = None, **options: Any) -> DataModul
     module = _format_of(train, "train")(train, validation, **options)
     if validation is not None:
         module.readers["validation"] = _format_of(validation, "validation").read
-    module.files = {split: name for split, name in names.items() if is_name(name)}
+    module.files = {split: name_of(name) for split, name in names.items() if is_name(name)}
     return module
 
 

@@ -23,6 +23,7 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler
 from transformers.trainer_utils import seed_worker
 
 from hflit.data.batching import BatchOrder, Collator, Order, TokenRows, WindowLoader, grouped
+from hflit.data.budget import budgeted
 from hflit.data.dealing import Deal
 from hflit.data.tokenization import Tokenization, first_row
 from hflit.ranks import from_first
@@ -50,6 +51,8 @@ class DataModule(L.LightningDataModule):
             the kind of data, and read them from disk as needed; False holds them in memory.
         parity: Draw masks from the global random numbers, as transformers does; otherwise from a
             seed of each batch.
+        max_tokens_per_batch: Training batches hold as many rows as fit, with padding, in place of
+            `per_device_train_batch_size`.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class DataModule(L.LightningDataModule):
         tokenizebatch: int = 1000,
         cache: bool = True,
         parity: bool = False,
+        max_tokens_per_batch: int | None = None,
     ) -> None:
         super().__init__()
         self.data = {"train": train, "validation": validation}
@@ -73,6 +77,7 @@ class DataModule(L.LightningDataModule):
         self.tokenizebatch = tokenizebatch
         self.cache = cache
         self.parity = parity
+        self.max_tokens_per_batch = max_tokens_per_batch
         self.start = (0, 0)  # first epoch, and windows of it to leave out, see `WindowLoader`
         self.rows: dict[str, Any] = {}
         self.tokens: dict[str, Any] = {}
@@ -137,7 +142,8 @@ class DataModule(L.LightningDataModule):
         if split == "train":
             tokens = tokens.remove_columns(list(self.tokenization.evaluation_columns))
         self.tokens[split] = self.tokenization.arrange(tokens)
-        if self.args.train_sampling_strategy in GROUPED:
+        needs_lengths = split == "train" and self.max_tokens_per_batch is not None
+        if self.args.train_sampling_strategy in GROUPED or needs_lengths:
             self._measure(split)
 
     def train_dataloader(self) -> WindowLoader:
@@ -147,7 +153,9 @@ class DataModule(L.LightningDataModule):
         strategy, lengths = args.train_sampling_strategy, self.lengths.get("train", [])
         windows = args.per_device_train_batch_size * args.gradient_accumulation_steps
         order: dict[str, Any] = {}
-        if strategy == "group_by_length":
+        if self.max_tokens_per_batch is not None:
+            order["batches"] = budgeted(lengths, self.max_tokens_per_batch, seed, args.world_size)
+        elif strategy == "group_by_length":
             order["order"] = grouped(lengths, windows, None if self.parity else seed)
             if self.parity:
                 order["order"] = self._agreed(order["order"])
@@ -223,6 +231,7 @@ class DataModule(L.LightningDataModule):
         order: Order | None = None,
         rebalanced: BatchRebalanceSampler | None = None,
         deal: Deal | None = None,
+        batches: Callable[[int], list[list[int]]] | None = None,
         **options: Any,
     ) -> DataLoader:
         args, tokens = self.args, self.tokens[split]
@@ -246,10 +255,11 @@ class DataModule(L.LightningDataModule):
             )
         rows = TokenRows(tokens)
         draws = None if self.parity else args.seed
-        batches = BatchOrder(
-            len(rows), batch_size, seed, args.dataloader_drop_last, draws, order, rebalanced, deal
+        drop_last = args.dataloader_drop_last
+        made = BatchOrder(
+            len(rows), batch_size, seed, drop_last, draws, order, rebalanced, deal, batches
         )
-        return DataLoader(rows, batch_sampler=batches, **options)
+        return DataLoader(rows, batch_sampler=made, **options)
 
     def _length_column(self, split: str) -> str | None:
         """The column of row lengths: of a Dataset that has it, or one that was asked for."""
@@ -266,9 +276,13 @@ class DataModule(L.LightningDataModule):
     def _measure(self, split: str) -> None:
         tokens = self.tokens[split]
         if not isinstance(tokens, datasets.Dataset):
+            if self.max_tokens_per_batch is not None:
+                asked = f"max_tokens_per_batch={self.max_tokens_per_batch}"
+            else:
+                asked = f"train_sampling_strategy={self.args.train_sampling_strategy!r}"
             raise ValueError(
-                f"train_sampling_strategy={self.args.train_sampling_strategy!r} needs the lengths "
-                "of all rows, which streaming data does not tell. Use 'random'."
+                f"{asked} needs the lengths of all rows, which streaming data does not tell. Leave "
+                "it out."
             )
         if split not in self.lengths:
             ids = tokens.with_format("arrow")[:]["input_ids"]

@@ -134,13 +134,16 @@ class Bridge(L.Callback):
         self.handler.lr_scheduler = trainer.lr_scheduler_configs[0].scheduler
         self.handler.train_dataloader = loader
 
-        batch_rows = args.per_device_train_batch_size * accumulation * trainer.world_size
+        batch_rows: float = args.per_device_train_batch_size * accumulation * trainer.world_size
+        if getattr(loader.sampler, "batches", None) is not None:  # of as many rows as fit
+            batch_rows = loader.sampler.rows / len(loader.sampler) * accumulation
         self.planned_rows: float = max_steps * batch_rows
         if args.max_steps <= 0:
             self.planned_rows = len(loader.batches.dataset) * args.num_train_epochs
         model: Any = pl_module.model
         self.flos_per_token = 6 * model.num_parameters(exclude_embeddings=True)
-        self.padded_tokens = 0
+        self.padded_tokens = self.computed_tokens = 0
+        self.tokens = torch.zeros((), dtype=torch.long, device=pl_module.device)
         self.loss = torch.zeros((), device=pl_module.device)
         self.loss_logged = 0.0  # summed over the updates that have been logged
         self.step_logged = self.steps_before = self.steps_unsummed = self.step_saved = 0
@@ -186,6 +189,8 @@ class Bridge(L.Callback):
         for loss in outputs["losses"]:  # one by one: transformers' order of summing
             self._add_loss(loss)
         self.padded_tokens += outputs["padded_tokens"]
+        self.computed_tokens += outputs["computed_tokens"]
+        self.tokens += outputs["tokens"]
         counted = {"all": "padded_tokens", "non_padding": "tokens"}
         count = counted.get(f"{self.args.include_num_input_tokens_seen}")
         self.state.num_input_tokens_seen += self._agree(outputs[count] if count else 0)
@@ -228,7 +233,11 @@ class Bridge(L.Callback):
         figures["train_loss"] = self.loss_logged / max(step - self.steps_unsummed, 0.001)
         self.memory.end("train", figures)
         self.is_training = False
-        self.metrics.update(figures)
+        # Not in the log, whose entries are those of transformers.
+        read = torch.stack([self.tokens, torch.full_like(self.tokens, self.computed_tokens)])
+        tokens, computed = total(read, self.world).tolist()
+        padding = {"train_padding_share": 1 - tokens / max(computed, 1)}
+        self.metrics.update({**figures, **padding})
         self._log(trainer, figures)
         is_best = self.checkpoints.load_best(self.state)
         self.checkpoints.keep_only_best(self.state)

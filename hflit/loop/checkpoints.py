@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,14 +13,24 @@ import lightning.pytorch as L
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedTokenizerBase, TrainerState, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainerState
 from transformers.trainer_utils import SaveStrategy
 
+from hflit.arguments import Arguments
 from hflit.artifacts import save_artifacts
-from hflit.loop.folders import flaw, numbered, random_file, remove, write_whole
+from hflit.loop.folders import (
+    SCALE,
+    SHARES,
+    aside,
+    flaw,
+    numbered,
+    random_file,
+    remove,
+    write_whole,
+)
 from hflit.loop.resume import Checkpoint, load_weights
 from hflit.ranks import everyones, from_first
-from hflit.sharding import Shards, whole_state
+from hflit.sharding import Shards, save_shares, whole_state
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +49,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        args: TrainingArguments,
+        args: Arguments,
         model: Any,
         tokenizer: PreTrainedTokenizerBase,
         run: dict[str, Any],
@@ -79,23 +90,40 @@ class Checkpoints:
             if state.best_global_step == state.global_step or os.path.isdir(best):
                 state.best_model_checkpoint = best
 
-        world = self.args.world_size
+        world, should_save = self.args.world_size, self.args.should_save
         states_of_all = everyones(random or random_states(), world)
-        optimizer = whole_state(trainer.optimizers[0])
+        shares = from_first(aside(folder, "shares"), world)
+        problem: Exception | None = None
+        has_shares = shards is not None and shards.is_open and self.args.saves_shares
+        optimizer: Any = None
+        try:
+            if has_shares and not self.args.save_only_model:
+                model: Any = trainer.lightning_module.model
+                save_shares(model, trainer.optimizers[0], shares)
+            elif not self.args.save_only_model:
+                optimizer = whole_state(trainer.optimizers[0], keep=should_save)
+        except OSError as error:
+            problem = error
         if shards is not None:
-            shards.fill(keep=self.args.should_save)
+            shards.fill(keep=should_save)
 
         def write(part: Path) -> None:
+            if problem is not None:
+                raise problem
             save_artifacts(part, self.model, self.tokenizer, state, self.args)
             if not self.args.save_only_model:
-                torch.save(optimizer, part / "optimizer.pt")
+                if has_shares:
+                    shares.rename(part / SHARES)
+                else:
+                    torch.save(optimizer, part / "optimizer.pt")
                 schedule = trainer.lr_scheduler_configs[0].scheduler
                 torch.save(schedule.state_dict(), part / "scheduler.pt")
+                if scale := trainer.precision_plugin.state_dict():  # of float16 gradients
+                    torch.save(scale, part / SCALE)
                 for rank, states in enumerate(states_of_all):
                     torch.save(states, part / random_file(rank, world))
 
-        problem = None
-        if self.args.should_save:
+        if should_save:
             try:
                 write_whole(folder, write)
                 self._rotate(folder, state.best_model_checkpoint)
@@ -105,12 +133,14 @@ class Checkpoints:
             shards.empty()
         told = f"{folder} could not be written: {problem}. {_newest_whole(folder.parent)}"
         failed = from_first(None if problem is None else told, world)
+        if has_shares and self.args.local_process_index == 0:
+            shutil.rmtree(shares, ignore_errors=True)  # there no more, if all went well
         if failed is None:
             return True
         state.best_model_checkpoint = best_before
         if self.failed_save == "stop":
             raise OSError(f"{failed} Make room, and go on with checkpoint=True.")
-        if self.args.should_save:
+        if should_save:
             logger.warning("%s The run goes on.", failed)
         return False
 

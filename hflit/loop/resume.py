@@ -21,6 +21,8 @@ from transformers.trainer_pt_utils import safe_globals
 from hflit.loop.folders import (
     MARK,
     RANDOM,
+    SCALE,
+    SHARES,
     TENSORS,
     clean,
     flaw,
@@ -29,7 +31,7 @@ from hflit.loop.folders import (
     read_state,
     weight_files,
 )
-from hflit.sharding import load_state
+from hflit.sharding import load_shares, load_state
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,8 @@ FIXED_ARGUMENTS = (
     # The checkpoint brings these along, and new ones would be ignored.
     *("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "optim_target_modules"),
 )
+# What makes the rows of an update: other processes may go on if their product stays the same.
+SPLIT = ("processes", "per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,17 +65,38 @@ class Checkpoint:
     own: dict[str, Any] | None
 
     def check(self, run: dict[str, Any]) -> None:
-        """Raise ValueError if the run that goes on is not the run that was stopped."""
+        """Raise ValueError if the run that goes on is not the run that was stopped.
+
+        With another number of processes it is the same run as long as each update has the rows
+        that it would have had: then places in the data, schedule and losses are the same too.
+        """
         before = self.own["run"] if self.own else {}
-        changed = [
-            f"{name}={before[name]!r} there, {name}={value!r} here"
-            for name, value in run.items()
-            if name in before and before[name] != value
-        ]
+        changed = {n for n, value in run.items() if n in before and before[n] != value}
+        hint = ""
+        if "processes" in changed:
+            # These orders depend on the size of a batch.
+            order = run["train_sampling_strategy"]
+            is_free = order in ("random", "sequential") and not (
+                run["dataloader_drop_last"] or run["max_tokens_per_batch"]
+            )
+            if is_free and "rows_per_update" not in changed:
+                changed -= set(SPLIT)
+            elif is_free:
+                each, rest = divmod(before["rows_per_update"], run["processes"])
+                hint = (
+                    f" An update has {before['rows_per_update']} rows, which {run['processes']} "
+                    "processes cannot share equally."
+                    if rest
+                    else f" With {run['processes']} process(es), per_device_train_batch_size x "
+                    f"gradient_accumulation_steps must be {each}."
+                )
+        changed.discard("rows_per_update")  # the words of the call say the same
         if changed:
+            names = [name for name in run if name in changed]
+            told = "; ".join(f"{n}={before[n]!r} there, {n}={run[n]!r} here" for n in names)
             raise ValueError(
-                f"{self.folder} belongs to another run: {'; '.join(changed)}. Give what it was "
-                "trained with, or leave out checkpoint= to train anew."
+                f"{self.folder} belongs to another run: {told}.{hint} Give what it was trained "
+                "with, or leave out checkpoint= to train anew."
             )
 
     def place(self, windows: int, anew: bool = False) -> tuple[int, int]:
@@ -94,14 +119,20 @@ class Checkpoint:
             trainer: Set up for fitting, with its optimizer.
             place: The epoch to go on in, and the windows of it to skip.
         """
-        optimizer, schedule = self._tensors("optimizer.pt"), self._tensors("scheduler.pt")
+        optimizer, schedule = trainer.optimizers[0], self._tensors("scheduler.pt")
         try:
-            load_state(trainer.optimizers[0], optimizer)
+            if (self.folder / SHARES).is_dir():
+                model: Any = trainer.lightning_module.model
+                load_shares(model, optimizer, self.folder / SHARES, trainer.world_size == 1)
+            else:
+                load_state(optimizer, self._tensors("optimizer.pt"))
             trainer.lr_scheduler_configs[0].scheduler.load_state_dict(schedule)
         except (ValueError, KeyError) as error:
             raise ValueError(
-                f"{self.folder}/optimizer.pt belongs to another model or optimizer: {error}."
+                f"The optimizer in {self.folder} is another one, or of another model: {error}."
             ) from error
+        if (self.folder / SCALE).is_file():
+            trainer.precision_plugin.load_state_dict(self._tensors(SCALE))
         trainer.fit_loop.load_state_dict(_loops_at(self.state.global_step, *place))
         assert trainer.global_step == self.state.global_step
 
@@ -218,6 +249,8 @@ def _read(folder: Path) -> Checkpoint:
 
 def _lack(folder: Path) -> str | None:
     missing = [name for name in TENSORS if not (folder / name).is_file()]
+    if (folder / SHARES / ".metadata").is_file():
+        missing = [name for name in missing if name != "optimizer.pt"]
     missing += [] if any(folder.glob(RANDOM)) else ["rng_state.pth"]
     if not missing:
         return None

@@ -47,6 +47,8 @@ NAMES = ("auto", "single_device", *STARTS)
 UNUSED = "_find_unused_parameters_"
 STOPPED = 143  # code with which a process ends after SIGTERM
 GRACE = 5  # seconds that the other processes have to end by themselves when one has failed
+# What torchrun tells the processes it starts, and Ray Train, Kubeflow and others as it does.
+TOLD = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 
 
 class Processes(NamedTuple):
@@ -80,7 +82,7 @@ def spread(flags: dict[str, Any], options: dict[str, Any]) -> Processes:
     """
     strategy = flags.pop("strategy", "auto")
     name, options = _named(strategy, options)
-    environment = _environment()
+    environment = _environment(flags)
     _size(flags, environment)
     shown = (
         *("accelerator", "devices", "num_nodes", "plugins"),
@@ -99,6 +101,7 @@ def spread(flags: dict[str, Any], options: dict[str, Any]) -> Processes:
             f"{_shown(given)} cannot be used: Lightning takes no such kind of value."
         ) from error
     here, world = probe.num_devices, probe.num_devices * probe.num_nodes
+    _check_launcher(environment, name, probe)
     if world == 1 or name == "single_device":
         flags["strategy"] = strategy if isinstance(strategy, Strategy) else "auto"
         return Processes(1, 0, 0, 1, None)
@@ -117,6 +120,11 @@ def spread(flags: dict[str, Any], options: dict[str, Any]) -> Processes:
         )
     processes = Processes(world, probe.global_rank, probe.local_rank, here, start)
     if start != "popen" and not is_started:
+        if start == "fork" and torch.cuda.is_initialized():
+            raise RuntimeError(
+                "This process has used CUDA, so it cannot be copied (fork). Begin in a fresh one, "
+                "such as a restarted notebook, and load no model on the GPU before the call."
+            )
         return processes
     flags["strategy"] = _made(strategy, name, options, world)
     return processes._replace(start=None)
@@ -144,23 +152,43 @@ def _named(strategy: Any, options: dict[str, Any]) -> tuple[str, dict[str, Any]]
     return name, options
 
 
-def _environment() -> ClusterEnvironment | None:
-    """What has started this process, if it started others too."""
-    for kind in (TorchElasticEnvironment, SLURMEnvironment):
-        if kind.detect():
-            return kind()
+def _environment(flags: dict[str, Any]) -> ClusterEnvironment | None:
+    """What has started this process, if it started others too; added to the flags for Lightning."""
+    plugins = listed(flags.get("plugins"))
+    for plugin in plugins:
+        if isinstance(plugin, ClusterEnvironment):
+            return plugin
+    if os.environ.keys() >= TOLD:
+        flags["plugins"] = [*plugins, TorchElasticEnvironment()]
+        return TorchElasticEnvironment()
+    if SLURMEnvironment.detect():
+        return SLURMEnvironment()
     return LightningEnvironment() if "LOCAL_RANK" in os.environ else None
 
 
+def _check_launcher(environment: ClusterEnvironment | None, name: str, probe: L.Trainer) -> None:
+    """Refuse processes of a launcher that would each train alone, into one folder."""
+    world = probe.num_devices * probe.num_nodes
+    if isinstance(environment, (TorchElasticEnvironment, SLURMEnvironment)):
+        started = environment.world_size()
+        if name != "single_device" and started != world:
+            raise ValueError(
+                f"devices={probe.num_devices} and num_nodes={probe.num_nodes} make {world} "
+                f"process(es), but the launcher has started {started}. Leave both out, and all of "
+                "them are used; strategy='single_device' trains in each of them alone."
+            )
+
+
 def _size(flags: dict[str, Any], environment: ClusterEnvironment | None) -> None:
-    """Take devices and nodes from the launcher where the call names neither; else one process."""
-    if "devices" not in flags and "num_nodes" not in flags:
-        if isinstance(environment, TorchElasticEnvironment):
-            here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-            flags |= {"devices": here, "num_nodes": environment.world_size() // here}
-        elif isinstance(environment, SLURMEnvironment):
-            nodes = int(os.environ.get("SLURM_NNODES", 1))
-            flags |= {"devices": environment.world_size() // nodes, "num_nodes": nodes}
+    """Take devices and nodes from the launcher where the call does not name them; else one."""
+    if isinstance(environment, TorchElasticEnvironment):
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        flags.setdefault("devices", here)
+        flags.setdefault("num_nodes", environment.world_size() // here)
+    elif isinstance(environment, SLURMEnvironment):
+        nodes = int(os.environ.get("SLURM_NNODES", 1))
+        flags.setdefault("devices", environment.world_size() // nodes)
+        flags.setdefault("num_nodes", nodes)
     flags.setdefault("devices", 1)
 
 
@@ -187,8 +215,8 @@ def _made(strategy: Any, name: str, options: dict[str, Any], world: int) -> Stra
     return DDPStrategy(**options)
 
 
-def check_processes(args: Any, world: int, quantize: Any) -> None:
-    """Refuse what several processes cannot do; `quantize` is that of the call.
+def check_processes(args: Any, world: int, quantize: Any, finds_rate: bool) -> None:
+    """Refuse what several processes cannot do; the last two are those of the call.
 
     Raises:
         ValueError: Names all of it.
@@ -201,6 +229,8 @@ def check_processes(args: Any, world: int, quantize: Any) -> None:
             "auto_find_batch_size=True needs a single process: of several, one alone runs out of "
             "memory. Set per_device_train_batch_size."
         )
+    if finds_rate:
+        problems.append("find_learning_rate=True needs a single process. Run it alone first.")
     if args.fsdp and quantize:
         problems.append(
             f"quantize={quantize!r} and fsdp=True: quantized weights cannot be sharded. Use "
