@@ -61,7 +61,9 @@ FIELDS: dict[str, Field] = {
     "warmup_steps": Field("module", "Updates of warmup, or below 1 their share of the run."),
     # Precision
     "bf16": Field("mapped", "Forward under bfloat16 autocast: precision='bf16-mixed'."),
-    "fp16": Field("refuse", "Refused: its gradient scaling is not built. Use bf16=True."),
+    "fp16": Field(
+        "mapped", "Forward under float16 autocast, gradients scaled: precision='16-mixed'."
+    ),
     "bf16_full_eval": Field(
         "module", "Evaluates in bfloat16 weights, and goes back to the others."
     ),
@@ -207,7 +209,7 @@ def _key(name: str) -> Callable[[Any, Mapping[str, Any]], Any]:
 
 
 def _warmup(ratio: float, given: Mapping[str, Any]) -> float:
-    if not 0 <= ratio <= 1:
+    if not (isinstance(ratio, (int, float)) and 0 <= ratio <= 1):
         raise ValueError(f"warmup_ratio={ratio!r} must be a share of the run, from 0 to 1.")
     # warmup_steps reads 1 as one update. The float just below rounds up to the whole run.
     return min(ratio, math.nextafter(1.0, 0.0))

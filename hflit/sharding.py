@@ -3,7 +3,8 @@
 Each process keeps a share of the weights and of what the optimizer knows of them. The first part of
 an update gathers the weights, and they stay until its last backward: so processes may cut their
 rows into different numbers of parts and never wait for one another in between. A process needs room
-for whole weights and gradients; what it saves are the moments of the optimizer.
+for whole weights and gradients within an update, but never for the whole state of the optimizer:
+checkpoints hold that in shares too, which any number of processes can read.
 
 Tried on the CPU with gloo. The same code serves CUDA and nccl, which were never run.
 """
@@ -11,12 +12,19 @@ Tried on the CPU with gloo. The same code serves CUDA and nccl, which were never
 from __future__ import annotations
 
 import copy
+import warnings
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import torch
+import torch.distributed.checkpoint as dcp
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
@@ -89,9 +97,69 @@ class Shards:
         self.is_open = False
 
 
-def whole_state(optimizer: Any) -> dict[str, Any]:
-    """The state of an optimizer as one process would have it; all processes take part."""
-    return tree_map_only(DTensor, lambda each: each.full_tensor(), optimizer.state_dict())
+# What the optimizer knows: in shares, as files, or whole.
+
+
+def save_shares(model: nn.Module, optimizer: Any, folder: Path) -> None:
+    """Write the state of an optimizer, each process its share; all processes take part.
+
+    Args:
+        model: Names the parameters.
+        optimizer: What is written.
+        folder: The same for all; on storage that all of them share.
+
+    Raises:
+        OSError: A share could not be written, or lies where process 0 does not see it.
+    """
+    try:
+        written = dcp.save(get_optimizer_state_dict(model, optimizer), checkpoint_id=folder)
+    except dcp.CheckpointException as error:  # the same in all processes, and no `Exception`
+        raise OSError(f"the shares of the optimizer: {error}") from None
+    names = {place.relative_path for place in written.storage_data.values()}
+    missing = sorted(name for name in names if not (folder / name).is_file())
+    if missing:
+        raise OSError(
+            f"{missing[0]}, a share of the optimizer, is not there. output_dir must lie on storage "
+            "that all nodes share."
+        )
+
+
+def load_shares(model: nn.Module, optimizer: Any, folder: Path, is_alone: bool) -> None:
+    """Give an optimizer, in shares or not, what any number of processes wrote.
+
+    Args:
+        model: Names the parameters.
+        optimizer: Gets its state.
+        folder: What `save_shares` wrote.
+        is_alone: Whether this is a run of one process.
+
+    Raises:
+        ValueError: It belongs to another model or optimizer, or cannot be read.
+    """
+    state = get_optimizer_state_dict(model, optimizer)
+    try:
+        with warnings.catch_warnings():  # torch 2.13 warns that one process is alone
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+            dcp.load(state, checkpoint_id=folder, no_dist=is_alone)
+    except dcp.CheckpointException as error:
+        raise ValueError(f"{folder} cannot be read: {error}") from None
+    set_optimizer_state_dict(model, optimizer, state)
+
+
+def whole_state(optimizer: Any, keep: bool = True) -> dict[str, Any] | None:
+    """The state of an optimizer as one process would have it; all processes take part.
+
+    Args:
+        optimizer: In shares or not.
+        keep: Whether this process needs it.
+    """
+
+    def whole(share: DTensor) -> Any:
+        tensor = share.full_tensor()
+        return tensor.cpu() if keep else None
+
+    state = tree_map_only(DTensor, whole, optimizer.state_dict())
+    return state if keep else None
 
 
 def load_state(optimizer: Any, state: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 
 import bitsandbytes as bnb
 import pytest
@@ -389,6 +390,18 @@ def test_figures_count_what_learns_and_what_it_weighs(bases):
     assert adapter["trainable_share"] < 0.2
     model = make("language-modeling", 0)[0]
     assert full["weights_mb"] == model.get_memory_footprint() / 1e6
+
+
+def test_figures_are_shown_once_unless_the_caller_logs(bases, monkeypatch, capsys):
+    def shown():
+        run(bases / "bert", "language-modeling", lora=True)
+        return capsys.readouterr().err.count(" % of the weights learn; all of them take ")
+
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    assert shown() == 1
+    assert not logging.getLogger("hflit").handlers
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])
+    assert shown() == 0
 
 
 def test_share_counts_two_weights_a_byte(bases):

@@ -80,8 +80,9 @@ def check(call: dict[str, Any]) -> dict[str, Any]:
     check_processes(arguments, processes.world, named["quantize"], named["find_learning_rate"])
     arguments.set_ranks(processes.world, 0, 0)
     quantization = quantization_config(named["quantize"], arguments.device)
-    start = replace(load_base(named["base"]), is_adapted=adapter is not None)
-    school = None if named["teacher"] is None else load_base(named["teacher"])
+    trusted = named["trust_remote_code"]
+    start = replace(load_base(named["base"], trusted), is_adapted=adapter is not None)
+    school = None if named["teacher"] is None else load_base(named["teacher"], trusted)
     options, data = read_data(start, task_class, named, arguments)
     found: dict[str, Any] = {"wrong": wrong, "notes": [], "splits": {}, "samples": []}
     found["arguments"] = _fates(call)

@@ -86,11 +86,11 @@ def load_evaluation(
     for name in ("lora", "quantize", "teacher", "checkpoint", "merge_adapter"):
         named[name] = None
     is_adapter = Path(model, "adapter_config.json").exists()
-    saved = load_saved(model) if is_adapter else None
+    saved = load_saved(model, named["trust_remote_code"]) if is_adapter else None
     named["base"] = (saved.model, saved.tokenizer) if saved else model
     task_class = check_request(named)
     arguments, _ = parse({name: value for name, value in args.items() if name in READ})
-    start = load_base(named["base"])
+    start = load_base(named["base"], named["trust_remote_code"])
     train = rows if named["train"] is None else named["train"]
     named |= {"train": train, "validation": rows}
     options, data = read_data(start, task_class, named, arguments)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import shlex
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +21,7 @@ from rich.table import Table
 import hflit
 from hflit.checks import listed
 from hflit.cli.options import call_of, given, make_parser, read_options
+from hflit.loop.folders import flaw, numbered
 from hflit.pipeline import HFTrainer
 
 SECRETS = ("hub_token", "push_to_hub_token")
@@ -46,8 +50,13 @@ def run(command: str, argv: Sequence[str]) -> int:
     """Fine-tune a model, and say how it went."""
     needed = ("model.base", "data.train")
     parser, config, call = read_call(command, "Fine-tune a model.", argv, needed)
-    trainer = fitted(call, config_text(parser, config))
     folder = call.get("output_dir")
+    try:
+        trainer = fitted(call, config_text(parser, config))
+    except (KeyboardInterrupt, SystemExit):
+        if folder and os.environ.get("LOCAL_RANK", "0") == "0" and is_resumable(folder):
+            print(f"Go on with:\n  {resuming(command, argv)}", file=sys.stderr)
+        raise
     if not trainer.lightning.is_global_zero:
         return 0
     show_figures(trainer.metrics, f"After {trainer.state.global_step} updates")
@@ -56,6 +65,23 @@ def run(command: str, argv: Sequence[str]) -> int:
     else:
         print("Nothing was saved: there is no --args.output_dir.")
     return 0
+
+
+def is_resumable(folder: str) -> bool:
+    """Whether a run can go on from what lies in its `output_dir`."""
+    return any(flaw(each) is None for each in reversed(numbered(folder)))
+
+
+def resuming(command: str, argv: Sequence[str]) -> str:
+    """The command line that goes on where this one stopped."""
+    program = ["hflit"]
+    if Path(sys.argv[0]).name == "__main__.py":
+        program = [Path(sys.executable).name, "-m", "hflit"]
+    words = [word for word in argv if not word.startswith("--model.checkpoint=")]
+    while "--model.checkpoint" in words:
+        at = words.index("--model.checkpoint")
+        del words[at : at + 2]
+    return shlex.join([*program, command, *words, "--model.checkpoint", "true"])
 
 
 def fitted(call: dict[str, Any], text: str) -> HFTrainer:

@@ -34,6 +34,7 @@ GROUPS = {
 DATA = (
     *("train", "validation", "columns", "maxlength", "stride", "prefix", "merge", "whole_word"),
     *("skip_misaligned", "target_maxlength", "tokenizers", "tokenizebatch", "cache"),
+    "max_tokens_per_batch",
 )
 # What a line of text can stand for, where the call takes objects.
 TYPES = {

@@ -46,6 +46,7 @@ def run(command: str, argv: Sequence[str]) -> int:
     add("--columns", type=list[str] | str | None, help="Columns of text; those of the training.")
     add("--keep", type=list[str] | str | None, help="Columns to copy from the data to the output.")
     add("--batch_size", type=int, default=32, help="Rows that the model reads at a time.")
+    add("--trust_remote_code", type=bool, default=False, help="Run code that comes with the model.")
     config = read_options(parser, argv)
     missing = [f"--{name}" for name in ("model", "data") if not config[name]]
     if missing:
@@ -55,7 +56,7 @@ def run(command: str, argv: Sequence[str]) -> int:
         raise ValueError(f"--output={output} must end in one of: {', '.join(WRITERS)}.")
     be_quiet()
     data = _one_split(read_files(config.data), config.data)
-    saved = load_saved(config.model)
+    saved = load_saved(config.model, config.trust_remote_code)
     found = predictions(saved, data, _listed(config.columns), config.batch_size)
     rows = _beside(data, _listed(config.keep), found)
     if output is None:

@@ -35,6 +35,7 @@ COMPRESSED: dict[str, Callable[[Path], Any]] = {  # how it ends -> what opens it
     ".zip": lambda path: (archive := zipfile.ZipFile(path)).open(archive.namelist()[0]),
 }
 HUB_NAME = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*(?::[\w.-]+)?")
+PARQUET = b"PAR1"  # the first and the last bytes of such a file
 QUIET_BYTES = 50_000_000  # files up to this size are read without a progress bar
 
 
@@ -158,6 +159,12 @@ def _flaw(files: list[Path]) -> str | None:
 def _problems(file: Path) -> Iterator[tuple[str, str]]:
     """Place and problem of what is wrong with a file of text."""
     ending = _ending(file)
+    if ending == ".parquet":
+        with file.open("rb") as content:
+            begins = content.read(4) == PARQUET
+            content.seek(-min(4, file.stat().st_size), os.SEEK_END)
+            if not (begins and content.read(4) == PARQUET):
+                yield "", "it is cut off." if begins else "it is no Parquet file."
     if KINDS[ending] not in ("csv", "json", "text"):
         return
     with COMPRESSED.get(file.suffix.lower(), lambda path: path.open("rb"))(file) as opened:
@@ -172,12 +179,20 @@ def _problems(file: Path) -> Iterator[tuple[str, str]]:
         yield f", line {line}", f"byte {raw[error.start]:#x} is no UTF-8. Save the file as UTF-8."
         return
     if KINDS[ending] == "csv":
-        fields = csv.reader(io.StringIO(text), delimiter="\t" if ending == ".tsv" else ",")
+        delimiter = "\t" if ending == ".tsv" else ","
+        fields = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
         header = next(fields)
-        for row in fields:
-            if len(row) > len(header):
-                told = f"{len(row)} fields, but the header names {len(header)}: {header}."
-                yield f", line {fields.line_num}", told
+        line = fields.line_num
+        try:
+            for row in fields:
+                line = fields.line_num
+                if len(row) > len(header):
+                    told = f"{len(row)} fields, but the header names {len(header)}: {header}."
+                    yield f", line {line}", told
+        except csv.Error as error:
+            yield f", line {line + 1}", f"a quote is opened here and never closed ({error})."
+        if line == 1:
+            yield "", "it has a header and no rows."
     elif KINDS[ending] == "json":
         parts = [text] if text.lstrip().startswith("[") else text.split("\n")
         for number, part in enumerate(parts):
@@ -197,4 +212,4 @@ def _ending(file: Path) -> str:
 def _innermost(error: BaseException) -> str:
     while error.__cause__ is not None or error.__context__ is not None:
         error = error.__cause__ or error.__context__ or error
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()).rstrip(".") + "."

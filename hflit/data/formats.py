@@ -86,6 +86,12 @@ def data_module(train: Any, validation: Any = None, **options: Any) -> DataModul
         validation: The same kinds; the name of a split of `train` if that is a `DatasetDict`; or
             None for no evaluation.
         options: What `DataModule` takes.
+
+    Raises:
+        TypeError: The data are of no such kind, or a row is no dict.
+        ValueError: A column is not there, twice there or of mixed kinds; no split is the one meant;
+            a file cannot be read.
+        FileNotFoundError: Nothing goes by the name.
     """
     names = {"train": train, "validation": validation}
     if is_name(train):
@@ -106,22 +112,8 @@ def data_module(train: Any, validation: Any = None, **options: Any) -> DataModul
     module = _format_of(train, "train")(train, validation, **options)
     if validation is not None:
         module.readers["validation"] = _format_of(validation, "validation").read
-    for split, name in names.items():
-        if is_name(name):
-            module.readers[split] = _named(module.readers[split], name)
+    module.files = {split: name_of(name) for split, name in names.items() if is_name(name)}
     return module
-
-
-def _named(read: Callable[..., Any], name: Any) -> Callable[..., Any]:
-    """A reader whose errors begin with the name of the data."""
-
-    def named(*args: Any) -> Any:
-        try:
-            return read(*args)
-        except ValueError as error:
-            raise ValueError(f"{name_of(name)}: {error}") from None
-
-    return named
 
 
 def reader_of(data: Any) -> Callable[..., Any]:

@@ -259,6 +259,9 @@ def label_map(
         found: The labels of the training rows.
         names: Names that the data set itself declares (`ClassLabel`), or None.
         head: Class id -> name of a classifier that the base already carries, or None.
+
+    Raises:
+        ValueError: There is no row, one class only, or lists that fit no kind of problem.
     """
     if not found.rows and names is None:
         raise ValueError("The training data has no rows.")

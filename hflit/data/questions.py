@@ -145,6 +145,9 @@ class Questions(Tokenization):
         Args:
             batch: Rows.
             indices: Their numbers in the data; None counts from 0.
+
+        Raises:
+            ValueError: An answer is not in its context, or a question leaves no room for it.
         """
         rows, questions, contexts, places = [], [], [], []
         columns = (indices or range(len(batch[self.names[0]])), *(batch[n] for n in self.names))

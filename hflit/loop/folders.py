@@ -17,10 +17,12 @@ import psutil
 from transformers import TrainerState
 
 NAME = re.compile(r"checkpoint-(\d+)")
-ASIDE = re.compile(r"\.(checkpoint-\d+)\.(\d+)\.(?:part|old)")  # being written; on its way out
+ASIDE = re.compile(r"\.(checkpoint-\d+)\.(\d+)\.(?:part|shares|old)")  # written; on its way out
 MARK = "complete.json"  # size and sha256 of every file
 STATE = "trainer_state.json"
 TENSORS = ("optimizer.pt", "scheduler.pt")
+SHARES = "optimizer"  # a folder in the place of optimizer.pt, written by all processes
+SCALE = "scaler.pt"  # of gradients, where they are float16
 RANDOM = "rng_state*.pth"
 
 
@@ -85,7 +87,7 @@ def _flaw_of_form(folder: Path) -> str | None:
             return f"{path.name} is missing"
         if not _is_whole_safetensors(path):
             return f"{path.name} is cut short"
-    for name in (*TENSORS, *(path.name for path in folder.glob(RANDOM))):
+    for name in (*TENSORS, SCALE, *(path.name for path in folder.glob(RANDOM))):
         if (folder / name).is_file() and not zipfile.is_zipfile(folder / name):
             return f"{name} is cut short"
     return None
@@ -124,7 +126,7 @@ def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
         folder: Replaced if it is there.
         write: Fills the folder that it is given.
     """
-    part, old = _aside(folder, "part"), _aside(folder, "old")
+    part, old = aside(folder, "part"), aside(folder, "old")
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
@@ -173,12 +175,13 @@ def clean(output_dir: Path) -> None:
 
 def remove(folder: Path) -> None:
     """Delete a checkpoint; half deleted, it no longer looks like one."""
-    old = _aside(folder, "old")
+    old = aside(folder, "old")
     folder.rename(old)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _aside(folder: Path, end: str) -> Path:
+def aside(folder: Path, end: str) -> Path:
+    """Where a folder lies while it is written (part, shares) or deleted (old); see `clean`."""
     return folder.with_name(f".{folder.name}.{os.getpid()}.{end}")
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
+from torch.optim import Optimizer
 from transformers import TrainingArguments
 
 from hflit.checks import listed
@@ -19,7 +20,33 @@ class ForwardPrecision(MixedPrecision):
 
     Lightning's own plugin wraps the whole training step, so backward runs inside autocast too;
     with dropout on, that moves the losses by 1e-4.
+
+    In float16 the loss is scaled up before each backward, so that small gradients do not vanish.
+    The task calls `unscale` before it measures and clips them.
+
+    Attributes:
+        skipped: Whether the last update was left out, since a gradient had become too large.
     """
+
+    skipped = False
+
+    def unscale(self, optimizer: Optimizer) -> None:
+        """Bring the gradients of an update back to their size."""
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer)
+
+    def optimizer_step(  # type: ignore[override]  # Lightning's own unscales once more
+        self, optimizer: Any, model: Any, closure: Callable[[], Any], **options: Any
+    ) -> Any:
+        """Update the weights, unless a gradient is infinite or no number in float16."""
+        if self.scaler is None:
+            return super().optimizer_step(optimizer, model, closure, **options)
+        closure()
+        scale = self.scaler.get_scale()
+        result = self.scaler.step(optimizer, **options)
+        self.scaler.update()
+        self.skipped = self.scaler.get_scale() < scale
+        return result
 
     def forward_autocast(self) -> AbstractContextManager[Any]:
         """The context for a call of the model."""

@@ -21,6 +21,8 @@ from transformers.trainer_pt_utils import safe_globals
 from hflit.loop.folders import (
     MARK,
     RANDOM,
+    SCALE,
+    SHARES,
     TENSORS,
     clean,
     flaw,
@@ -29,7 +31,7 @@ from hflit.loop.folders import (
     read_state,
     weight_files,
 )
-from hflit.sharding import load_state
+from hflit.sharding import load_shares, load_state
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,11 @@ FIXED_ARGUMENTS = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed"),
     *("train_sampling_strategy", "dataloader_drop_last", "optim", "learning_rate"),
     *("weight_decay", "lr_scheduler_type"),
+    # The checkpoint brings these along, and new ones would be ignored.
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "optim_target_modules"),
 )
+# What makes the rows of an update: other processes may go on if their product stays the same.
+SPLIT = ("processes", "per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,17 +65,38 @@ class Checkpoint:
     own: dict[str, Any] | None
 
     def check(self, run: dict[str, Any]) -> None:
-        """Raise ValueError if the run that goes on is not the run that was stopped."""
+        """Raise ValueError if the run that goes on is not the run that was stopped.
+
+        With another number of processes it is the same run as long as each update has the rows
+        that it would have had: then places in the data, schedule and losses are the same too.
+        """
         before = self.own["run"] if self.own else {}
-        changed = [
-            f"{name}={before[name]!r} there, {name}={value!r} here"
-            for name, value in run.items()
-            if name in before and before[name] != value
-        ]
+        changed = {n for n, value in run.items() if n in before and before[n] != value}
+        hint = ""
+        if "processes" in changed:
+            # These orders depend on the size of a batch.
+            order = run["train_sampling_strategy"]
+            is_free = order in ("random", "sequential") and not (
+                run["dataloader_drop_last"] or run["max_tokens_per_batch"]
+            )
+            if is_free and "rows_per_update" not in changed:
+                changed -= set(SPLIT)
+            elif is_free:
+                each, rest = divmod(before["rows_per_update"], run["processes"])
+                hint = (
+                    f" An update has {before['rows_per_update']} rows, which {run['processes']} "
+                    "processes cannot share equally."
+                    if rest
+                    else f" With {run['processes']} process(es), per_device_train_batch_size x "
+                    f"gradient_accumulation_steps must be {each}."
+                )
+        changed.discard("rows_per_update")  # the words of the call say the same
         if changed:
+            names = [name for name in run if name in changed]
+            told = "; ".join(f"{n}={before[n]!r} there, {n}={run[n]!r} here" for n in names)
             raise ValueError(
-                f"{self.folder} belongs to another run: {'; '.join(changed)}. Give what it was "
-                "trained with, or leave out checkpoint= to train anew."
+                f"{self.folder} belongs to another run: {told}.{hint} Give what it was trained "
+                "with, or leave out checkpoint= to train anew."
             )
 
     def place(self, windows: int, anew: bool = False) -> tuple[int, int]:
@@ -92,14 +119,20 @@ class Checkpoint:
             trainer: Set up for fitting, with its optimizer.
             place: The epoch to go on in, and the windows of it to skip.
         """
-        optimizer, schedule = self._tensors("optimizer.pt"), self._tensors("scheduler.pt")
+        optimizer, schedule = trainer.optimizers[0], self._tensors("scheduler.pt")
         try:
-            load_state(trainer.optimizers[0], optimizer)
+            if (self.folder / SHARES).is_dir():
+                model: Any = trainer.lightning_module.model
+                load_shares(model, optimizer, self.folder / SHARES, trainer.world_size == 1)
+            else:
+                load_state(optimizer, self._tensors("optimizer.pt"))
             trainer.lr_scheduler_configs[0].scheduler.load_state_dict(schedule)
         except (ValueError, KeyError) as error:
             raise ValueError(
-                f"{self.folder}/optimizer.pt belongs to another model or optimizer: {error}."
+                f"The optimizer in {self.folder} is another one, or of another model: {error}."
             ) from error
+        if (self.folder / SCALE).is_file():
+            trainer.precision_plugin.load_state_dict(self._tensors(SCALE))
         trainer.fit_loop.load_state_dict(_loops_at(self.state.global_step, *place))
         assert trainer.global_step == self.state.global_step
 
@@ -109,8 +142,7 @@ class Checkpoint:
         if not (self.folder / name).is_file():  # a folder of transformers, of more or fewer ranks
             logger.warning("%s is missing: random numbers start anew.", self.folder / name)
             return
-        with safe_globals():
-            states = self._tensors(name)
+        states = self._tensors(name)
         random.setstate(states["python"])
         np.random.set_state(states["numpy"])
         torch.random.set_rng_state(states["cpu"])
@@ -146,10 +178,8 @@ class Checkpoint:
         return type(exportable).from_state(state)
 
     def _tensors(self, name: str) -> Any:
-        try:
+        with safe_globals():  # of numpy, for random numbers
             return torch.load(self.folder / name, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds, for files that are no tensors
-            raise ValueError(f"{self.folder / name} cannot be read: {error}") from error
 
 
 def find(checkpoint: Any, args: TrainingArguments) -> Checkpoint | None:
@@ -174,10 +204,12 @@ def find(checkpoint: Any, args: TrainingArguments) -> Checkpoint | None:
         clean(Path(cast(str, args.output_dir)))
     if wanted is None or wanted is False:
         return None
+    if not isinstance(wanted, (bool, str, os.PathLike)):
+        raise TypeError(f"checkpoint={wanted!r} must be True or the name of a folder.")
     if wanted is True:
         return _read(_newest(args.output_dir))
-    folder = Path(wanted)
-    problem = flaw(folder) or _lack(folder)
+    folder = Path(f"{wanted}")
+    problem = flaw(folder) or _lack(folder) or _unreadable(folder)
     if problem:
         raise ValueError(
             f"checkpoint={str(wanted)!r} cannot be resumed: {problem}. Name another folder, "
@@ -192,7 +224,7 @@ def _newest(output_dir: str | None) -> Path:
     problems: list[str] = []
     for folder in reversed(numbered(output_dir)):
         if (folder / MARK).exists():
-            problem = flaw(folder) or _lack(folder)
+            problem = flaw(folder) or _lack(folder) or _unreadable(folder)
         else:
             problem = f"it has no {MARK}; if it is whole, name it: checkpoint={str(folder)!r}"
         if not problem:
@@ -217,10 +249,24 @@ def _read(folder: Path) -> Checkpoint:
 
 def _lack(folder: Path) -> str | None:
     missing = [name for name in TENSORS if not (folder / name).is_file()]
+    if (folder / SHARES / ".metadata").is_file():
+        missing = [name for name in missing if name != "optimizer.pt"]
     missing += [] if any(folder.glob(RANDOM)) else ["rng_state.pth"]
     if not missing:
         return None
     return f"{missing[0]} is missing (save_only_model=True leaves it out, to use but not to resume)"
+
+
+def _unreadable(folder: Path) -> str | None:
+    """A file that holds more than tensors and numbers, such as code that runs when it is read."""
+    for path in (*(folder / name for name in TENSORS), *folder.glob(RANDOM)):
+        try:
+            with safe_globals():
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # torch raises many kinds
+            told = f"{error}".splitlines()[0].rstrip(".")
+            return f"{path.name} cannot be read ({told})"
+    return None
 
 
 def load_weights(model: Any, folder: Path) -> None:
@@ -249,9 +295,9 @@ def load_weights(model: Any, folder: Path) -> None:
     model.load_state_dict(weights, strict=False)
 
 
-def _raise_misfit(folder: Path, name: str | None) -> None:
-    if name is not None:
-        raise ValueError(f"{folder} holds another model: see its weight {name}.")
+def _raise_misfit(folder: Path, misfit: str | None) -> None:
+    if misfit is not None:
+        raise ValueError(f"{folder} holds another model: see its weight {misfit}.")
 
 
 def _misfit(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> str | None:
@@ -259,7 +305,13 @@ def _misfit(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> s
     given = {own[name].data_ptr() for name in weights if name in own}
     wrong = [name for name in weights if name not in own or own[name].shape != weights[name].shape]
     wrong += [name for name, weight in own.items() if weight.data_ptr() not in given]
-    return wrong[0] if wrong else None
+    if not wrong:
+        return None
+    there, here = (
+        f"of shape {tuple(each[wrong[0]].shape)}" if wrong[0] in each else "missing"
+        for each in (weights, own)
+    )
+    return f"{wrong[0]}, {there} there and {here} here"
 
 
 def _loops_at(step: int, epoch: int, windows: int) -> dict[str, Any]:

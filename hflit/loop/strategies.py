@@ -25,6 +25,7 @@ from lightning.fabric.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import (
     DDPStrategy,
     ModelParallelStrategy,
@@ -46,6 +47,8 @@ NAMES = ("auto", "single_device", *STARTS)
 UNUSED = "_find_unused_parameters_"
 STOPPED = 143  # code with which a process ends after SIGTERM
 GRACE = 5  # seconds that the other processes have to end by themselves when one has failed
+# What torchrun tells the processes it starts, and Ray Train, Kubeflow and others as it does.
+TOLD = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 
 
 class Processes(NamedTuple):
@@ -79,14 +82,26 @@ def spread(flags: dict[str, Any], options: dict[str, Any]) -> Processes:
     """
     strategy = flags.pop("strategy", "auto")
     name, options = _named(strategy, options)
-    environment = _environment()
+    environment = _environment(flags)
     _size(flags, environment)
-    shown = ("accelerator", "devices", "num_nodes", "plugins")
+    shown = (
+        *("accelerator", "devices", "num_nodes", "plugins"),
+        # To be refused by now, if they are wrong.
+        *("limit_train_batches", "limit_val_batches", "max_time"),
+    )
     quiet = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
     # Lightning knows devices and clusters best: ask it, and throw its answer away.
     given = {flag: flags[flag] for flag in shown if flag in flags}
-    probe = L.Trainer(**given, **cast("dict[str, Any]", dict.fromkeys(quiet, False)))
+    try:
+        probe = L.Trainer(**given, **cast("dict[str, Any]", dict.fromkeys(quiet, False)))
+    except (MisconfigurationException, ValueError) as error:
+        raise ValueError(f"{_shown(given)} cannot be used: {error}") from error
+    except (TypeError, AttributeError) as error:
+        raise TypeError(
+            f"{_shown(given)} cannot be used: Lightning takes no such kind of value."
+        ) from error
     here, world = probe.num_devices, probe.num_devices * probe.num_nodes
+    _check_launcher(environment, name, probe)
     if world == 1 or name == "single_device":
         flags["strategy"] = strategy if isinstance(strategy, Strategy) else "auto"
         return Processes(1, 0, 0, 1, None)
@@ -105,9 +120,18 @@ def spread(flags: dict[str, Any], options: dict[str, Any]) -> Processes:
         )
     processes = Processes(world, probe.global_rank, probe.local_rank, here, start)
     if start != "popen" and not is_started:
+        if start == "fork" and torch.cuda.is_initialized():
+            raise RuntimeError(
+                "This process has used CUDA, so it cannot be copied (fork). Begin in a fresh one, "
+                "such as a restarted notebook, and load no model on the GPU before the call."
+            )
         return processes
     flags["strategy"] = _made(strategy, name, options, world)
     return processes._replace(start=None)
+
+
+def _shown(given: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in given.items())
 
 
 def _named(strategy: Any, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -128,23 +152,43 @@ def _named(strategy: Any, options: dict[str, Any]) -> tuple[str, dict[str, Any]]
     return name, options
 
 
-def _environment() -> ClusterEnvironment | None:
-    """What has started this process, if it started others too."""
-    for kind in (TorchElasticEnvironment, SLURMEnvironment):
-        if kind.detect():
-            return kind()
+def _environment(flags: dict[str, Any]) -> ClusterEnvironment | None:
+    """What has started this process, if it started others too; added to the flags for Lightning."""
+    plugins = listed(flags.get("plugins"))
+    for plugin in plugins:
+        if isinstance(plugin, ClusterEnvironment):
+            return plugin
+    if os.environ.keys() >= TOLD:
+        flags["plugins"] = [*plugins, TorchElasticEnvironment()]
+        return TorchElasticEnvironment()
+    if SLURMEnvironment.detect():
+        return SLURMEnvironment()
     return LightningEnvironment() if "LOCAL_RANK" in os.environ else None
 
 
+def _check_launcher(environment: ClusterEnvironment | None, name: str, probe: L.Trainer) -> None:
+    """Refuse processes of a launcher that would each train alone, into one folder."""
+    world = probe.num_devices * probe.num_nodes
+    if isinstance(environment, (TorchElasticEnvironment, SLURMEnvironment)):
+        started = environment.world_size()
+        if name != "single_device" and started != world:
+            raise ValueError(
+                f"devices={probe.num_devices} and num_nodes={probe.num_nodes} make {world} "
+                f"process(es), but the launcher has started {started}. Leave both out, and all of "
+                "them are used; strategy='single_device' trains in each of them alone."
+            )
+
+
 def _size(flags: dict[str, Any], environment: ClusterEnvironment | None) -> None:
-    """Take devices and nodes from the launcher where the call names neither; else one process."""
-    if "devices" not in flags and "num_nodes" not in flags:
-        if isinstance(environment, TorchElasticEnvironment):
-            here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-            flags |= {"devices": here, "num_nodes": environment.world_size() // here}
-        elif isinstance(environment, SLURMEnvironment):
-            nodes = int(os.environ.get("SLURM_NNODES", 1))
-            flags |= {"devices": environment.world_size() // nodes, "num_nodes": nodes}
+    """Take devices and nodes from the launcher where the call does not name them; else one."""
+    if isinstance(environment, TorchElasticEnvironment):
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        flags.setdefault("devices", here)
+        flags.setdefault("num_nodes", environment.world_size() // here)
+    elif isinstance(environment, SLURMEnvironment):
+        nodes = int(os.environ.get("SLURM_NNODES", 1))
+        flags.setdefault("devices", environment.world_size() // nodes)
+        flags.setdefault("num_nodes", nodes)
     flags.setdefault("devices", 1)
 
 

@@ -18,6 +18,8 @@ from transformers.integrations import (
 )
 from transformers.training_args import DebugOption
 
+from hflit.tasks.parts import gradients_by_row
+
 
 @contextmanager
 def process_switched(args: TrainingArguments) -> Iterator[None]:
@@ -33,7 +35,7 @@ def process_switched(args: TrainingArguments) -> Iterator[None]:
     for each, wanted in zip(theirs, levels.values(), strict=True):
         each.setLevel(wanted)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _own_words_shown(args):
             # Lightning 2.6 asks torch for an old spelling at every fit; drop when it does not.
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
             # peft 0.21 asks transformers 5.23 for an old name; drop when it does not.
@@ -52,12 +54,32 @@ def process_switched(args: TrainingArguments) -> Iterator[None]:
 
 
 @contextmanager
-def model_switched(model: Any, args: TrainingArguments) -> Iterator[None]:
+def _own_words_shown(args: TrainingArguments) -> Iterator[None]:
+    """Show what hflit tells of a run, once; a caller who has set up logging decides instead."""
+    own = logging.getLogger("hflit")
+    if args.local_process_index != 0 or own.level != logging.NOTSET or own.hasHandlers():
+        yield
+        return
+    handler = logging.StreamHandler()
+    own.addHandler(handler)
+    own.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        own.removeHandler(handler)
+        own.setLevel(logging.NOTSET)
+
+
+@contextmanager
+def model_switched(model: Any, args: TrainingArguments, parity: bool = False) -> Iterator[None]:
     """Prepare a model for training as the arguments ask; afterwards it is as it was.
 
     Liger kernels stay: they replace the code of layers, not their weights.
     """
     with ExitStack() as undo:
+        plain = args.world_size == 1 and args.device.type == "cpu" and not args.torch_compile
+        if plain and not parity:
+            undo.enter_context(gradients_by_row(model))
         undo.enter_context(_cache_switched(model.config, args.use_cache))
         if args.use_liger_kernel:  # never run: no package and no GPU was at hand
             apply_liger_kernel(model, args.liger_kernel_config)

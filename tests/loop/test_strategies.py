@@ -2,10 +2,7 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -287,59 +284,3 @@ def test_all_processes_stop_where_one_is_asked_to(tmp_path):
 def test_what_cannot_be_spread_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         HFTrainer()("no/such-model", [], use_cpu=True, **given)
-
-
-SCRIPT = """
-import os, sys
-from tests.loop.test_strategies import fit, SHORT
-trainer, model = fit(**SHORT, {call})
-with open(os.path.join(sys.argv[1], str(trainer.lightning.global_rank)), "w") as file:
-    file.write(repr((trainer.lightning.world_size, trainer.state.log_history[0]["loss"])))
-"""
-
-
-def started(how):
-    """Calls, command lines and environments of processes that make one run of two processes."""
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node"]
-    if how == "script":
-        return "strategy='ddp', devices=2", [([], {})]
-    if how == "torchrun":
-        return "", [([*launch, "2"], {})]
-    port = f"{find_free_network_port()}"
-    if how == "two nodes":
-        meeting = ["1", "--nnodes", "2", "--master_addr", "127.0.0.1", "--master_port", port]
-        return "", [([*launch, *meeting, "--node_rank", f"{rank}"], {}) for rank in range(2)]
-    job = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1"}
-    job |= {"SLURM_JOB_ID": "7", "SLURM_NODEID": "0", "MASTER_PORT": port}
-    ranks = [{"SLURM_PROCID": f"{rank}", "SLURM_LOCALID": f"{rank}"} for rank in range(2)]
-    return "", [([], {**job, **rank}) for rank in ranks]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["script", "torchrun", "two nodes", "slurm"])
-def test_plain_script(how, tmp_path):
-    """It has no `if __name__ == "__main__":`."""
-    call, commands = started(how)
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(call=call))
-    root = Path(__file__).parents[2]
-    shared = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, *launcher, str(script), str(tmp_path)],
-            env={**shared, **environment},
-            start_new_session=True,
-        )
-        for launcher, environment in commands
-    ]
-    try:
-        assert [process.wait(90) for process in running] == [0] * len(running)
-    finally:
-        for process in running:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    loss = fit(**SHORT, per_device_train_batch_size=8)[0].state.log_history[0]["loss"]
-    for rank in range(2):
-        world, found = eval((tmp_path / f"{rank}").read_text())
-        assert world == 2
-        assert found == pytest.approx(loss, abs=1e-6)
