@@ -83,8 +83,8 @@ def load_evaluation(
         ValueError: The model has no head for the task.
     """
     named, args = split_call({"metrics": "auto", **call})
-    for name in ("lora", "quantize", "teacher", "checkpoint", "merge_adapter"):
-        named[name] = None
+    named |= dict.fromkeys(("lora", "quantize", "teacher", "checkpoint"))
+    named |= dict.fromkeys(("merge_adapter", "find_learning_rate"), False)
     is_adapter = Path(model, "adapter_config.json").exists()
     saved = load_saved(model, named["trust_remote_code"]) if is_adapter else None
     named["base"] = (saved.model, saved.tokenizer) if saved else model
