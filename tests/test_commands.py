@@ -21,6 +21,10 @@ PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").gl
 ROWS = [("w1 w2 w3", "good"), ("w4 w5", "bad"), ("w6 w1", "good"), ("w7 w8 w9", "bad")]
 
 
+def pages():
+    return "".join((ROOT / page).read_text() for page in PAGES)
+
+
 def commands(page):
     """Variables and what follows `hflit`, of each command in the blocks of a page."""
     for block in re.findall(r"^```\w*\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S):
@@ -40,6 +44,8 @@ def write(path, header, rows):
 def folder(tmp_path, monkeypatch):
     stand_ins.build(tmp_path, *stand_ins.MODELS, *stand_ins.DATA)
     others = [(f"{text} w{i}", label) for i, (text, label) in enumerate(ROWS * 5)]
+    for name, text in re.findall(r"`(\w+\.yaml)`\n\n```yaml\n(.*?)```", pages(), re.S):
+        (tmp_path / name).write_text(text)
     write("train.csv", ["text", "label"], others)
     write("val.csv", ["text", "label"], ROWS)
     write("new.csv", ["text"], [row[:1] for row in ROWS])

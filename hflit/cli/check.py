@@ -29,6 +29,7 @@ from hflit.data.batching import IGNORE_INDEX
 from hflit.data.questions import Questions
 from hflit.loading import check_teacher, load_base
 from hflit.loop.strategies import check_processes, spread
+from hflit.loop.switches import process_switched
 from hflit.pipeline import check_evaluation, check_request, read_data, run_length
 from hflit.report.facts import data_facts
 
@@ -74,7 +75,8 @@ def check(call: dict[str, Any]) -> dict[str, Any]:
     arguments, flags = parse(keywords, also=named)
     check_evaluation(arguments, named["validation"], named["metrics"])
     adapter = lora_config(named["lora"], task_class.lora_type)
-    processes = spread(flags, arguments.strategy_options())
+    with process_switched(arguments):
+        processes = spread(flags, arguments.strategy_options())
     check_processes(arguments, processes.world, named["quantize"], named["find_learning_rate"])
     arguments.set_ranks(processes.world, 0, 0)
     quantization = quantization_config(named["quantize"], arguments.device)
@@ -107,7 +109,8 @@ def check(call: dict[str, Any]) -> dict[str, Any]:
         return found
     own = {name: options[name] for name in task_class.options}
     arguments.set_ranks(1, 0, 0)  # one of them is measured
-    costs = estimate(task_class, start, school, adapter, data, arguments, flags, own)
+    with process_switched(arguments):
+        costs = estimate(task_class, start, school, adapter, data, arguments, flags, own)
     found["estimate"] = costs
     if "seconds_per_update" in costs:
         found["seconds"] = costs["seconds_per_update"] * length.steps

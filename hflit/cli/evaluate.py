@@ -84,7 +84,7 @@ def load_evaluation(
     """
     named, args = split_call({"metrics": "auto", **call})
     named |= dict.fromkeys(("lora", "quantize", "teacher", "checkpoint"))
-    named["merge_adapter"] = False
+    named |= dict.fromkeys(("merge_adapter", "find_learning_rate"), False)
     is_adapter = Path(model, "adapter_config.json").exists()
     saved = load_saved(model, named["trust_remote_code"]) if is_adapter else None
     named["base"] = (saved.model, saved.tokenizer) if saved else model

@@ -81,10 +81,10 @@ def scatter(pairs: Sequence[tuple[float, float]]) -> Figure:
 
 
 def histogram(values: Sequence[float], name: str) -> Figure:
-    """How many rows have which value."""
+    """How many rows have which value, from 0 to 100."""
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    axes.hist(values, bins=20)
+    axes.hist(values, bins=20, range=(0, 100))
     axes.set_xlabel(name)
     axes.set_ylabel("rows")
     return figure
