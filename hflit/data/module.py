@@ -305,8 +305,8 @@ class DataModule(L.LightningDataModule):
         shared = self.cache and self.args.world_size > 1
         try:
             with FileLock(f"{encode['cache_file_name']}.lock") if shared else nullcontext():
-                tokens = rows.map(
-                    self.tokenization,
+                tokens = rows.with_format("arrow").map(
+                    self.tokenization.table,
                     **encode,
                     num_proc=self.tokenizers,
                     new_fingerprint=key,
@@ -317,7 +317,7 @@ class DataModule(L.LightningDataModule):
             if quiet:
                 datasets.enable_progress_bars()
         self._report_cut(tokens, split)
-        return tokens
+        return tokens.with_format(None)
 
     def _report_cut(self, tokens: datasets.Dataset, split: str) -> None:
         for name, column in self.tokenization.limits.items():
