@@ -474,8 +474,6 @@ def measure(name: str, folder: Path, rounds: int, threads: int) -> dict[str, Any
     case = CASES[name]
     rows, columns = data_of(case, folder)
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    # Threads that wait by spinning would count as work, and take the core from other processes.
-    os.environ["OMP_WAIT_POLICY"] = "passive"
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     with tempfile.TemporaryDirectory() as base:
