@@ -65,3 +65,23 @@ def speed_picture(ratios: dict[str, dict[str, tuple[float, float, float]]], path
             axes.invert_yaxis()
             axes.set_xlabel("time, as a multiple of hflit's (1 is hflit; more is slower)")
             axes.legend(frameon=False, fontsize=8, loc="lower right")
+
+
+def growth_picture(grown: list[tuple[int, int, float, float, float]], path: Path) -> None:
+    """Seconds and memory over the number of rows, on logarithmic scales.
+
+    Args:
+        grown: Rows, tokens, seconds to tokenize, seconds to read an epoch, MiB gained.
+        path: Where, without an ending.
+    """
+    rows = [each[0] for each in grown]
+    lines = {"seconds to tokenize": 2, "seconds to read an epoch": 3, "MiB gained": 4}
+    for theme in THEMES:
+        with themed(path, theme, figsize=(6, 3.6)) as axes:
+            for (name, column), colour in zip(lines.items(), COLOURS.values(), strict=False):
+                axes.loglog(rows, [each[column] for each in grown], "o-", color=colour, label=name)
+            first = [count * grown[0][2] / rows[0] for count in rows]
+            axes.loglog(rows, first, ":", color=THEMES[theme]["ink"], label="linear")
+            axes.set_xlabel("rows")
+            axes.grid(alpha=0.4)
+            axes.legend(frameon=False, fontsize=8)

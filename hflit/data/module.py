@@ -326,8 +326,8 @@ class DataModule(L.LightningDataModule):
         shared = self.cache and self.args.world_size > 1
         try:
             with FileLock(f"{encode['cache_file_name']}.lock") if shared else nullcontext():
-                tokens = rows.map(
-                    self.tokenization,
+                tokens = rows.with_format("arrow").map(
+                    self.tokenization.table,
                     **encode,
                     num_proc=self.tokenizers,
                     new_fingerprint=key,
@@ -339,7 +339,7 @@ class DataModule(L.LightningDataModule):
                 datasets.enable_progress_bars()
         self._check_tokens(tokens, split)
         self._report_cut(tokens, split)
-        return tokens
+        return tokens.with_format(None)
 
     def _check_tokens(self, tokens: datasets.Dataset, split: str) -> None:
         """Raise ValueError where there is not a single token to learn from."""

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from hflit.data.answers import find_answer, place_answer, read_answers
 from hflit.data.batching import Batch
-from hflit.data.tokenization import Tokenization, check_texts, scan
+from hflit.data.tokenization import Columns, Tokenization, check_texts, scan
 
 logger = logging.getLogger(__name__)
 
@@ -137,9 +137,7 @@ class Questions(Tokenization):
                 *(len(skipped), count, split, skipped[0]),
             )
 
-    def __call__(
-        self, batch: dict[str, list[Any]], indices: list[int] | None = None
-    ) -> dict[str, list[Any]]:
+    def encode(self, batch: dict[str, list[Any]], indices: list[int] | None = None) -> Columns:
         """Encode rows; each makes one span or more.
 
         Args:

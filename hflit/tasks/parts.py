@@ -195,9 +195,9 @@ def forward_cost(model: Any, device: torch.device) -> float:
     """What one more forward and backward of a model costs, in tokens.
 
     An estimate from the size of the model, so that the same run is cut alike each time: cuts decide
-    the rounding of sums. On a CPU a pass writes each gradient once more, as long as 45 tokens take
+    the rounding of sums. On a CPU a pass writes each gradient once more, as long as 60 tokens take
     for all the weights that a token meets, and its calls take as long as 1e8 of those weights
-    (fitted to five models of 0.4 to 43 million on one core, see docs/speed.md). On an accelerator
+    (fitted to five models of 0.4 to 43 million on one and two cores, see docs/speed.md). On an accelerator
     it is taken to be 10 ms of launches at 100 trillion operations a second, which was never run.
 
     Args:
@@ -210,7 +210,7 @@ def forward_cost(model: Any, device: torch.device) -> float:
     # An output layer writes the gradient of its table whole, see `gradients_by_row`.
     has_head = getattr(model, "get_output_embeddings", lambda: model)() is not None
     written = model.num_parameters() if has_head else body
-    return (45 * written + 1e8) / body
+    return (60 * written + 1e8) / body
 
 
 def cheapest_cuts(lengths: np.ndarray, forward_cost: float) -> list[int]:
