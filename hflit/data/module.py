@@ -278,11 +278,13 @@ class DataModule(L.LightningDataModule):
         if not isinstance(tokens, datasets.Dataset):
             if self.max_tokens_per_batch is not None:
                 asked = f"max_tokens_per_batch={self.max_tokens_per_batch}"
+                instead = "Leave it out."
             else:
                 asked = f"train_sampling_strategy={self.args.train_sampling_strategy!r}"
+                instead = "Use 'random'."
             raise ValueError(
-                f"{asked} needs the lengths of all rows, which streaming data does not tell. Leave "
-                "it out."
+                f"{asked} needs the lengths of all rows, which streaming data does not tell. "
+                f"{instead}"
             )
         if split not in self.lengths:
             ids = tokens.with_format("arrow")[:]["input_ids"]

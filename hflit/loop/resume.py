@@ -259,7 +259,10 @@ def _lack(folder: Path) -> str | None:
 
 def _unreadable(folder: Path) -> str | None:
     """A file that holds more than tensors and numbers, such as code that runs when it is read."""
-    for path in (*(folder / name for name in TENSORS), *folder.glob(RANDOM)):
+    tensors = [folder / name for name in TENSORS]
+    if (folder / SHARES).is_dir():
+        tensors.remove(folder / "optimizer.pt")
+    for path in (*tensors, *folder.glob(RANDOM)):
         try:
             with safe_globals():
                 torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -175,7 +175,9 @@ def test_adapters_and_teachers_are_part_of_the_estimate(base, found):
     assert "Time and memory are not estimated for quantized weights." in report["notes"]
 
 
-def test_updates_are_those_of_all_processes(base, found):
+def test_updates_are_those_of_all_processes(base, found, monkeypatch):
+    # The tests may run in a process that has no script.
+    monkeypatch.setattr("hflit.loop.strategies._is_interactive", lambda: False)
     words = [*base(), "--trainer.strategy", "ddp", "--trainer.devices", "2"]
     _, report = found(*words, "--args.num_train_epochs", "1")
     assert report["updates"] == 2  # 24 rows, 8 in each of two processes
