@@ -44,7 +44,7 @@ def write(path, header, rows):
 def folder(tmp_path, monkeypatch):
     stand_ins.build(tmp_path, *stand_ins.MODELS, *stand_ins.DATA)
     others = [(f"{text} w{i}", label) for i, (text, label) in enumerate(ROWS * 5)]
-    for name, text in re.findall(r"`(\w+\.yaml)`\n\n```yaml\n(.*?)```", pages(), re.S):
+    for name, text in re.findall(r"`(\w+\.yaml)`\n\n```yaml[^\n]*\n(.*?)```", pages(), re.S):
         (tmp_path / name).write_text(text)
     write("train.csv", ["text", "label"], others)
     write("val.csv", ["text", "label"], ROWS)
