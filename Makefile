@@ -14,11 +14,12 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest --quiet --basetemp=.pytest_tmp
 # Notebooks without progress bars; the site without an advertisement of its successor.
 BUILD_ENV := $(TEST_ENV) TQDM_DISABLE=1 NO_MKDOCS_2_WARNING=1
 
-.PHONY: help demo test lint format docs notebooks clean
+.PHONY: help demo test slow lint format docs notebooks clean
 
 help:
 	@echo "make demo       fine-tune MiniLM on the bundled data, about two minutes on two cores"
 	@echo "make test       lint, types and fast tests"
+	@echo "make slow       the slow tests"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff repair and format the code"
 	@echo "make docs       the documentation, into site/"
@@ -30,6 +31,9 @@ demo: $(VENV)/.installed-demo
 
 test: lint
 	$(PYTEST) --numprocesses=auto --timeout=120
+
+slow: $(VENV)/.installed-dev
+	$(PYTEST) -m "slow and not gpu" --timeout=900 --durations=10
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
