@@ -11,14 +11,19 @@ OLD := sys.exit("The versions in constraints.txt need Python 3.11 or newer: make
 TEST_ENV := MLFLOW_DISABLE_TELEMETRY=true OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest --quiet --basetemp=.pytest_tmp
 
-.PHONY: help demo test lint format clean
+# Notebooks without progress bars; the site without an advertisement of its successor.
+BUILD_ENV := $(TEST_ENV) TQDM_DISABLE=1 NO_MKDOCS_2_WARNING=1
+
+.PHONY: help demo test lint format docs notebooks clean
 
 help:
-	@echo "make demo    fine-tune MiniLM on the bundled data, about two minutes on two cores"
-	@echo "make test    lint, types and fast tests"
-	@echo "make lint    ruff and mypy"
-	@echo "make format  let ruff repair and format the code"
-	@echo "make clean   remove caches, builds and runs/demo; .venv stays"
+	@echo "make demo       fine-tune MiniLM on the bundled data, about two minutes on two cores"
+	@echo "make test       lint, types and fast tests"
+	@echo "make lint       ruff and mypy"
+	@echo "make format     let ruff repair and format the code"
+	@echo "make docs       the documentation, into site/"
+	@echo "make notebooks  run the examples again and keep what they print"
+	@echo "make clean      remove caches, builds and runs/demo; .venv stays"
 
 demo: $(VENV)/.installed-demo
 	@HF_HUB_OFFLINE=1 $(BIN)/python examples/demo.py
@@ -35,8 +40,15 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.installed-docs
+	$(BUILD_ENV) $(BIN)/mkdocs build --strict
+	@echo "Open site/index.html"
+
+notebooks: $(VENV)/.installed-dev
+	$(BUILD_ENV) $(BIN)/python examples/make_notebooks.py
+
 clean:
-	rm -rf runs/demo build dist *.egg-info .pytest_cache .pytest_tmp .mypy_cache .ruff_cache
+	rm -rf runs/demo site build dist *.egg-info .pytest_cache .pytest_tmp .mypy_cache .ruff_cache
 	find hflit tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp says which extra is in; a .venv without it, whoever made it, is installed into.

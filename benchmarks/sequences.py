@@ -10,7 +10,7 @@ the same run under `transformers.Seq2SeqTrainer` stands beside it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,9 @@ EVALUATED = 200  # validation rows: generating is the slow part
 SHOWN = ("loss", "bleu", "chrf", "rouge1", "rouge2", "rougeL")
 
 
-def tokenizer_of(rows: datasets.Dataset, columns: tuple[str, str]) -> PreTrainedTokenizerFast:
+def tokenizer_of(
+    rows: Iterable[dict[str, Any]], columns: tuple[str, ...]
+) -> PreTrainedTokenizerFast:
     """2,000 pieces of words, learned from both columns."""
 
     def texts() -> Iterator[str]:

@@ -3,12 +3,15 @@
 import os
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hflit.pipeline import HFTrainer
 
 __version__ = "0.1.0"
-__all__ = ["HFTrainer", "__version__"]
+__all__ = ["HFTrainer", "__version__", "verify_resume"]
 
-_HOMES = {"HFTrainer": "hflit.pipeline"}
+_HOMES = {"HFTrainer": "hflit.pipeline", "verify_resume": "hflit.verify"}
 
 # torchmetrics imports matplotlib, which then leaves folders in the home of whoever never used it.
 # Its list of fonts goes among the caches of Hugging Face, unless its own folder is there already.

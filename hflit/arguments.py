@@ -7,11 +7,11 @@ import dataclasses
 import difflib
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 import transformers
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import Strategy
@@ -20,6 +20,7 @@ from transformers.training_args import ParallelMode
 
 from hflit.checks import check, check_schedule, listed, raise_all, sharding_config
 from hflit.fields import DROPPED, FIELDS, FIXED, GONE, PASSED, PROCESSES, REFUSED, RENAMED, SHARED
+from hflit.kinds import kind_problems
 
 __all__ = ["FIELDS", "Arguments", "parse"]
 
@@ -156,8 +157,10 @@ def parse(
 
     given = {name: value for name, value in keywords.items() if name in flag_names}
     flags = {name: value for name, value in given.items() if value is not None}
+    raise_all(TypeError, kind_problems(flags, FLAGS))
     _check_flags(flags)
     arguments = _agree(_renamed(keywords), flags)
+    raise_all(TypeError, kind_problems(arguments, KINDS))
     check({**DEFAULTS, **arguments})
     args = Arguments(**arguments)
     return args, _trainer_flags(args, arguments, flags)
@@ -169,6 +172,13 @@ DEFAULTS: dict[str, Any] = {
     else field.default_factory()
     for field in dataclasses.fields(Arguments)
 }
+# Fields whose kind is as their hint says; these take True, or a Path, too.
+KINDS = {
+    name: hint
+    for name, hint in get_type_hints(Arguments).items()
+    if name not in ("fsdp", "output_dir", "resume_from_checkpoint", "report_to", "debug")
+}
+FLAGS = get_type_hints(Trainer.__init__)
 STRATEGY_OPTIONS = tuple(name for name in FIELDS if name.startswith("ddp_"))
 PRECISIONS = (
     *("32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true", "16-true"),

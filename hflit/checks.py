@@ -1,8 +1,10 @@
-"""Values of arguments that are refused, with what to use instead; a leaf."""
+"""Values of arguments that are refused, with what to use instead; imports `kinds` alone."""
 
 import dataclasses
+import difflib
 import importlib.util
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from transformers import TrainingArguments, get_scheduler
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames, trainer_log_levels
+
+from hflit.kinds import range_problems
 
 CHOICES: dict[str, list[Any]] = {
     "optim": [member.value for member in OptimizerNames],
@@ -26,6 +30,7 @@ CHOICES: dict[str, list[Any]] = {
     "log_level_replica": list(trainer_log_levels),
     "include_num_input_tokens_seen": ["no", "all", "non_padding", True, False],
 }
+FEW = 15  # choices that an error lists all of
 FOREIGN_OPTIMIZERS = {
     "lomo": "updates weights inside its own backward pass",
     "adalomo": "updates weights inside its own backward pass",
@@ -83,10 +88,11 @@ def check(values: Mapping[str, Any]) -> None:
     plain = {name: getattr(value, "value", value) for name, value in values.items()}  # of enums
     get = plain.get
     problems = [
-        f"Unknown {name}={plain[name]!r}. Choose one of: {', '.join(map(str, choices))}."
+        f"Unknown {name}={plain[name]!r}. {_advice(plain[name], choices)}"
         for name, choices in CHOICES.items()
         if name in plain and plain[name] not in choices
     ]
+    problems += range_problems(plain)
 
     def refuse(wrong: Any, message: str) -> None:
         if wrong:
@@ -117,10 +123,18 @@ def check(values: Mapping[str, Any]) -> None:
         "eval_strategy.",
     )
     refuse(get("max_steps") == 0, "max_steps=0 trains nothing. Give 1 or more, or leave it out.")
+    accumulation = get("gradient_accumulation_steps", 1)
     refuse(
-        (accumulation := get("gradient_accumulation_steps", 1)) < 1,
-        f"gradient_accumulation_steps={accumulation!r} must be 1 or more: an update needs a batch.",
+        get("max_steps", -1) < 0 and not get("num_train_epochs", 1) > 0,
+        f"num_train_epochs={get('num_train_epochs')!r} must be more than 0.",
     )
+    for what in ("logging", "eval", "save"):
+        every = get(f"{what}_steps")
+        refuse(
+            get(f"{what}_strategy") == "steps" and every is not None and not every > 0,
+            f"{what}_steps={every!r} must be more than 0.",
+        )
+    problems += _folder_problems(get("output_dir"))
     refuse(
         optim in FOREIGN_OPTIMIZERS,
         f"{optim=} {FOREIGN_OPTIMIZERS.get(optim)}. Choose another, such as 'adamw_torch'.",
@@ -227,6 +241,24 @@ def check_schedule(args: TrainingArguments) -> None:
         ) from None
 
 
+def _advice(value: Any, choices: list[Any]) -> str:
+    if len(choices) <= FEW:
+        return f"Choose one of: {', '.join(map(str, choices))}."
+    nearest = difflib.get_close_matches(f"{value}", map(str, choices), n=3, cutoff=0)
+    return f"There are {len(choices)}, and nearest are: {', '.join(nearest)}."
+
+
+def _folder_problems(folder: Any) -> list[str]:
+    """Why nothing could be written there, as far as it can be told beforehand."""
+    path = Path(folder or ".").absolute()
+    if path.is_file():
+        return [f"output_dir={folder!r} is a file. Name a folder."]
+    there = next(each for each in (path, *path.parents) if each.exists())
+    if folder and not (there.is_dir() and os.access(there, os.W_OK)):
+        return [f"output_dir={folder!r} cannot be written: see {there}."]
+    return []
+
+
 def sharding_config(config: Any) -> dict[str, Any]:
     """`fsdp_config` as a dict, with today's names."""
     if isinstance(config, str):
@@ -252,6 +284,8 @@ def _sharding_problems(fsdp: Any, config: Any) -> list[str]:
 
 
 def _accelerator_problems(config: Any, accumulation: int) -> list[str]:
+    if config is not None and not isinstance(config, (str, dict, AcceleratorConfig)):
+        return [f"accelerator_config={config!r} must be a dict, JSON or the name of its file."]
     if isinstance(config, str):
         config = json.loads(config if config.startswith("{") else Path(config).read_text())
     options = vars(config) if isinstance(config, AcceleratorConfig) else config or {}

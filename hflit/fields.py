@@ -209,7 +209,7 @@ def _key(name: str) -> Callable[[Any, Mapping[str, Any]], Any]:
 
 
 def _warmup(ratio: float, given: Mapping[str, Any]) -> float:
-    if not 0 <= ratio <= 1:
+    if not (isinstance(ratio, (int, float)) and 0 <= ratio <= 1):
         raise ValueError(f"warmup_ratio={ratio!r} must be a share of the run, from 0 to 1.")
     # warmup_steps reads 1 as one update. The float just below rounds up to the whole run.
     return min(ratio, math.nextafter(1.0, 0.0))

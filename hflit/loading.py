@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -39,6 +40,7 @@ class Base:
         path: Hub id or folder of the weights, if the caller did not.
         quantization: How the weights are quantized when they are loaded, or None.
         device: Where quantized weights are loaded to.
+        trust_remote_code: Whether code that comes with the weights may run.
         is_adapted: Whether an adapter learns in place of the weights, so that the caller's model
             can stay as it is.
     """
@@ -50,10 +52,15 @@ class Base:
     quantization: BitsAndBytesConfig | None = None
     device: torch.device | None = None
     is_adapted: bool = False
+    trust_remote_code: bool = False
 
 
-def load_base(base: Any) -> Base:
+def load_base(base: Any, trust_remote_code: bool = False) -> Base:
     """Load config and tokenizer, or take them from `(model, tokenizer)`.
+
+    Args:
+        base: As in the call.
+        trust_remote_code: Whether code that comes with it may run.
 
     Raises:
         TypeError: `base` is neither a name nor a pair.
@@ -75,14 +82,7 @@ def load_base(base: Any) -> Base:
                 f"{path} holds an adapter. Pass (model, tokenizer) with the adapter merged into "
                 "its base, or train it with merge_adapter=True."
             )
-        try:
-            config = AutoConfig.from_pretrained(source)
-        except OSError as error:
-            raise FileNotFoundError(
-                f"{path!r} is no folder with a model, seen from {Path.cwd()}, and no model of the "
-                "Hub that can be reached."
-            ) from error
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        config, tokenizer = _read_names(path, source, trust_remote_code)
     else:
         raise TypeError(
             f"base is {type(base).__name__}. Pass a hub id, a folder or (model, tokenizer)."
@@ -97,7 +97,39 @@ def load_base(base: Any) -> Base:
             f"The tokenizer has {len(tokenizer)} tokens, the model embeddings for {tokens}. "
             "Call model.resize_token_embeddings(len(tokenizer)) first."
         )
-    return Base(config, tokenizer, model, path)
+    return Base(config, tokenizer, model, path, trust_remote_code=trust_remote_code)
+
+
+def _read_names(path: str, source: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    """Config and tokenizer of a folder or hub id."""
+    folder = Path(source)
+    file = folder / "config.json"
+    try:
+        if folder.is_dir() and not file.is_file():
+            raise OSError(f"there is no {file}")
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        if file.is_file():
+            raise ValueError(f"{file} is no JSON of a config, perhaps cut off.") from error
+        raise FileNotFoundError(
+            f"{path!r} is no folder with a model, seen from {Path.cwd()}, and no model of the "
+            "Hub that can be reached."
+        ) from error
+    except ValueError as error:
+        if "trust_remote_code" in f"{error}":
+            raise ValueError(
+                f"{path} comes with code of its own for its kind of model. Read that code, then "
+                "allow it to run with trust_remote_code=True."
+            ) from error
+        raise ValueError(
+            f"{path}: {f'{error}'.splitlines()[0].split(', or contain')[0]}"
+        ) from error
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    # Where there are no files, transformers makes a tokenizer that knows no word.
+    files = (*getattr(tokenizer, "vocab_files_names", {}).values(), "tokenizer_config.json")
+    if folder.is_dir() and not any((folder / name).is_file() for name in files):
+        raise ValueError(f"{path} holds no tokenizer: none of {', '.join(files)}. Save it there.")
+    return config, tokenizer
 
 
 def resolve_maxlength(maxlength: int | None, base: Base, name: str = "maxlength") -> int | None:
@@ -134,7 +166,7 @@ def count_positions(base: Base) -> int | None:
     model = base.model
     if model is None:
         with torch.device("meta"):  # the shape of the model, no weights
-            model = AutoModel.from_config(base.config)
+            model = AutoModel.from_config(base.config, trust_remote_code=base.trust_remote_code)
     # The table is longer than the rows it serves where counting starts late.
     return int(positions) - first_position(model)
 
@@ -210,6 +242,14 @@ def load_weights(base: Base, path: str | None, auto_model: Any, config: Any, **o
     Returns:
         The model. The names of weights that the checkpoint lacked are in its `new_weights`.
     """
+    options["trust_remote_code"] = base.trust_remote_code
+    known = getattr(auto_model, "_model_mapping", None)  # of an Auto class
+    if known is not None and type(config) not in known and not hasattr(config, "auto_map"):
+        kinds = sorted({kind.model_type for kind in known})
+        raise ValueError(
+            f"{path} is a model of the kind {config.model_type!r}, which {auto_model.__name__} "
+            f"cannot load. It loads {len(kinds)} kinds, such as {', '.join(kinds[:5])}."
+        )
     if base.quantization is not None:
         # Without weights first: heads and new weights cannot be quantized, and which are new is
         # known when a checkpoint has been read.
@@ -219,7 +259,7 @@ def load_weights(base: Base, path: str | None, auto_model: Any, config: Any, **o
     elif "llm_int8_skip_modules" in (getattr(config, "quantization_config", None) or {}):
         # Quantized on disk, where the head of this task may be missing.
         with torch.device("meta"):
-            skeleton = auto_model.from_config(config)
+            skeleton = auto_model.from_config(config, trust_remote_code=base.trust_remote_code)
         stored = BitsAndBytesConfig.from_dict(config.quantization_config)
         config = copy.deepcopy(config)
         config.quantization_config = sparing_heads(stored, skeleton).to_dict()
@@ -239,6 +279,11 @@ def _read_weights(path: str | None, auto_model: Any, config: Any, **options: Any
         model, report = auto_model.from_pretrained(
             path, config=copy.deepcopy(config), output_loading_info=True, **options
         )
+    except (OSError, SafetensorError) as error:
+        told = f"{error}".splitlines()[0]
+        raise ValueError(
+            f"The weights of {path} cannot be read: they are not there, or cut off ({told})."
+        ) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
     model.new_weights = sorted(report["missing_keys"])

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import datasets
 import lightning.pytorch as L
@@ -33,15 +33,17 @@ from hflit.adapters import (
 )
 from hflit.arguments import Arguments, parse
 from hflit.artifacts import save_artifacts
-from hflit.checks import listed
+from hflit.checks import raise_all
 from hflit.data import DataModule, data_module
+from hflit.kinds import kind_problems
 from hflit.loading import Base, check_teacher, classifier_names, load_base, resolve_maxlength
 from hflit.loop.bridge import Bridge
 from hflit.loop.checkpoints import Checkpoints
 from hflit.loop.evaluation import evaluate
+from hflit.loop.finders import find_rate
 from hflit.loop.hub import HubUpload
 from hflit.loop.memory import fit_in_memory
-from hflit.loop.precision import ForwardPrecision
+from hflit.loop.precision import set_precision
 from hflit.loop.progress import ProgressBar
 from hflit.loop.resume import FIXED_ARGUMENTS, find, load_weights
 from hflit.loop.stops import Stops
@@ -55,6 +57,7 @@ from hflit.report.facts import data_facts, run_facts
 from hflit.saved import Saved, save_run
 from hflit.tasks import TASKS, TaskModule
 from hflit.tasks.distillation import Distillation
+from hflit.tasks.failures import NONFINITE
 
 # Arguments of the call that only some tasks or their tokenization take, and their defaults.
 OPTIONS = {
@@ -67,6 +70,10 @@ OPTIONS = {
     "generation_max_length": None,
     "generation_num_beams": None,
 }
+
+
+# Figures of an evaluation without metrics.
+OWN_FIGURES = ("loss", "runtime", "samples_per_second", "steps_per_second")
 
 
 class HFTrainer:
@@ -110,6 +117,11 @@ class HFTrainer:
         target_maxlength: int | None = None,
         generation_max_length: int | None = None,
         generation_num_beams: int | None = None,
+        nonfinite: str | None = None,
+        failed_save: str = "continue",
+        trust_remote_code: bool = False,
+        max_tokens_per_batch: int | None = None,
+        find_learning_rate: bool = False,
         **args: Any,
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Train a model on labelled rows.
@@ -119,7 +131,8 @@ class HFTrainer:
                 `lora` it stays as it is.
             train: Rows to learn from: `datasets.Dataset`, `IterableDataset` (with `max_steps`) or
                 `DatasetDict`, pandas or polars DataFrame, iterable of dicts; or the name of a file
-                (csv, tsv, json, jsonl, parquet, arrow, txt), a folder or a data set of the Hub.
+                (csv, tsv, json, jsonl, parquet, arrow, txt), a folder or a data set of the Hub; or
+                one of these as `path` of a dict with keywords of `datasets.load_dataset`.
             validation: Rows to evaluate on, the same kinds; None for no evaluation.
             columns: Column names by task; for text-classification text, second text or None,
                 label.
@@ -157,6 +170,20 @@ class HFTrainer:
                 (sequence-sequence); by default what the model's generation config says, else 128.
             generation_num_beams: Beams of that search; by default what the model's generation
                 config says, else 1.
+            nonfinite: What becomes of an update whose loss or gradient is NaN or infinite:
+                `"stop"`, an error that names the update and its rows while the weights are still
+                good; `"skip"`, a warning, and the weights stay as they are; `"ignore"`, NaN in all
+                weights. By default stop, and ignore with parity, as transformers does.
+            failed_save: What becomes of the run when a checkpoint cannot be written: `"continue"`
+                with a warning, or `"stop"`. Earlier checkpoints stay whole.
+            trust_remote_code: Run the code that comes with the base or the teacher, where
+                transformers has none for their kind of model. Read that code first.
+            max_tokens_per_batch: Train on batches of rows of like length, as many as hold at most
+                so many tokens with their padding (sequence-sequence: of the source), in place of
+                `per_device_train_batch_size` rows.
+            find_learning_rate: Begin with a range test of up to 100 updates, and train from the
+                first weights with the learning rate at which the loss fell fastest, in place
+                of `learning_rate`.
             args: Fields of `transformers.TrainingArguments` and flags of the Lightning Trainer.
 
         Returns:
@@ -164,18 +191,24 @@ class HFTrainer:
 
         Raises:
             TypeError: An argument has an unknown name, or data of an unknown kind.
-            ValueError: An argument, a column, a label or a row is wrong; raised before any weight
-                is loaded.
-            NotImplementedError: The argument belongs to a feature that is not built yet.
+            ValueError: An argument, a column, a label or a row is wrong. This and the others are
+                raised before any weight is loaded.
+            FileNotFoundError: No model, file or data set goes by a name.
+            ImportError: An argument needs a package that is not installed.
         """
         given = {name: value for name, value in locals().items() if name not in ("self", "args")}
         task_class = check_request(given)
         adapter = lora_config(lora, task_class.lora_type)
         arguments, flags = parse(args, also=given)
         check_evaluation(arguments, validation, metrics)
+        check_budget(arguments, max_tokens_per_batch, parity)
+        if find_learning_rate and checkpoint:
+            raise ValueError(
+                "find_learning_rate=True is for a new run; one that goes on has its learning rate."
+            )
         with process_switched(arguments):
             processes = spread(flags, arguments.strategy_options())
-        check_processes(arguments, processes.world, quantize)
+        check_processes(arguments, processes.world, quantize, find_learning_rate)
         if processes.start is not None:
             return self._call_in_processes(processes, given, args)
         arguments.set_ranks(*processes[:3])
@@ -191,7 +224,7 @@ class HFTrainer:
 
         with process_switched(arguments):
             start = replace(
-                load_base(base),
+                load_base(base, trust_remote_code),
                 quantization=quantization,
                 device=arguments.device,
                 is_adapted=adapter is not None,
@@ -209,7 +242,7 @@ class HFTrainer:
 
             changes = data.tokenization.config_changes(start.config)
             task_class.check_arguments(arguments, changes)
-            school = None if teacher is None else load_base(teacher)
+            school = None if teacher is None else load_base(teacher, trust_remote_code)
             if school is not None:
                 check_teacher(school, start, task_class.auto_model, changes)
 
@@ -224,14 +257,20 @@ class HFTrainer:
             if school is not None:
                 own["distillation"] = Distillation(task_class.load(school, {}), *distillation)
             module = task_class(model, arguments, parity, **own)
+            module.nonfinite = nonfinite or ("ignore" if parity else "stop")
             if resumed is not None:
                 load_weights(model, resumed.folder)
+            if find_learning_rate:
+                with model_switched(model, arguments):
+                    arguments.learning_rate = find_rate(module, data, flags)
             seed(arguments.seed)
             stops = Stops()
 
             def fit() -> tuple[Bridge, L.Trainer]:
                 length = run_length(arguments, flags, data)
-                checkpoints = Checkpoints(arguments, model, start.tokenizer, run, resumed)
+                checkpoints = Checkpoints(
+                    arguments, model, start.tokenizer, run, resumed, failed_save
+                )
                 bridge, trainer = _lightning(
                     arguments, {**flags}, length, module, data, metrics, checkpoints, stops
                 )
@@ -244,7 +283,7 @@ class HFTrainer:
                 return bridge, trainer
 
             with stops.noted():
-                with model_switched(model, arguments):
+                with model_switched(model, arguments, parity):
                     bridge, trainer = fit_in_memory(fit, model, arguments)
 
                 self.lightning, self.state, self.metrics = trainer, bridge.state, bridge.metrics
@@ -324,13 +363,17 @@ def read_data(
         tokenization=tokenization,
         args=args,
         tokenizers=os.cpu_count() if tokenizers is True else tokenizers or None,
-        **{name: given[name] for name in ("tokenizebatch", "cache", "parity")},
+        **{
+            name: given[name]
+            for name in ("tokenizebatch", "cache", "parity", "max_tokens_per_batch")
+        },
     )
     return options, data
 
 
 def check_request(given: dict[str, Any]) -> type[TaskModule]:
     """The task that a call names; ValueError if its arguments contradict each other."""
+    raise_all(TypeError, kind_problems(given, get_type_hints(HFTrainer.__call__)))
     task = given["task"]
     if task not in TASKS:
         raise ValueError(f"Unknown task {task!r}. Choose one of: {', '.join(TASKS)}.")
@@ -354,16 +397,46 @@ def check_request(given: dict[str, Any]) -> type[TaskModule]:
         and not callable(given["metrics"])
     ):
         raise ValueError(f"metrics={given['metrics']!r} must be a function, 'auto' or None.")
-    for name in ("tokenizebatch", "generation_max_length", "generation_num_beams"):
+    choices = {"nonfinite": (None, *NONFINITE), "failed_save": ("continue", "stop")}
+    for name, known in choices.items():
+        if given[name] not in known:
+            told = ", ".join(each for each in known if each)
+            raise ValueError(f"Unknown {name}={given[name]!r}. Choose one of: {told}.")
+    counts = ("tokenizebatch", "generation_max_length", "generation_num_beams")
+    for name in (*counts, "max_tokens_per_batch"):
         if given[name] is not None and given[name] < 1:
             raise ValueError(f"{name}={given[name]} must be at least 1.")
     return TASKS[task]
+
+
+def check_budget(args: Arguments, tokens: int | None, parity: bool) -> None:
+    """Raise ValueError if something else than `max_tokens_per_batch` makes the batches too."""
+    config: Any = args.accelerator_config
+    others = {
+        f"train_sampling_strategy={args.train_sampling_strategy!r}": args.train_sampling_strategy
+        not in (None, "random"),
+        "parity=True": parity,
+        "auto_find_batch_size=True": args.auto_find_batch_size,
+        "split_batches=True": config.split_batches,
+    }
+    named = [name for name, is_given in others.items() if is_given]
+    if tokens is not None and named:
+        raise ValueError(
+            f"max_tokens_per_batch={tokens} makes batches its own way, and so does "
+            f"{' and '.join(named)}. Choose one."
+        )
 
 
 def check_evaluation(args: Arguments, validation: Any, metrics: Any) -> None:
     """Raise ValueError if arguments about evaluation have nothing to work on."""
     if validation is None and (args.eval_strategy != "no" or args.eval_on_start):
         raise ValueError("eval_strategy and eval_on_start evaluate on validation=: pass it.")
+    best = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    if metrics is None and validation is not None and best not in OWN_FIGURES:
+        raise ValueError(
+            f"metric_for_best_model={args.metric_for_best_model!r} needs metrics=: without, an "
+            f"evaluation gives {', '.join(OWN_FIGURES)}."
+        )
     if (
         args.batch_eval_metrics
         and callable(metrics)
@@ -404,11 +477,13 @@ def _lightning(
     show = flags.setdefault("enable_progress_bar", sys.stderr.isatty() and not args.disable_tqdm)
     if show:
         lightning.append(ProgressBar())
-    if flags["precision"] in ("bf16-mixed", "16-mixed"):
-        plugin = ForwardPrecision(flags.pop("precision"), "cuda" if not args.use_cpu else "cpu")
-        flags["plugins"] = [plugin, *listed(flags.get("plugins"))]
+    set_precision(flags, args)
     return bridge, L.Trainer(
-        **flags, callbacks=[bridge, *lightning], max_epochs=length.epochs, max_steps=length.steps
+        **flags,
+        callbacks=[bridge, *lightning],
+        max_epochs=length.epochs,
+        max_steps=length.steps,
+        log_every_n_steps=1,  # the bridge logs; at 50 Lightning warns of each shorter epoch
     )
 
 
@@ -427,7 +502,11 @@ class Length(NamedTuple):
 
 
 def run_length(args: Arguments, flags: dict[str, Any], data: DataModule) -> Length:
-    """How long a run on some data is."""
+    """How long a run on some data is.
+
+    Raises:
+        ValueError: No batch is left to train on.
+    """
     try:
         windows = len(data.train_dataloader())
     except TypeError:
@@ -450,11 +529,14 @@ def _run(args: Arguments, data: DataModule) -> dict[str, Any]:
     rows, values = data.tokens["train"], args.to_dict()
     config: Any = args.accelerator_config
     batches = args.gradient_accumulation_steps * (1 if config.split_batches else args.world_size)
+    is_stream = not isinstance(rows, datasets.Dataset)  # each worker reads its own part of it
     return {
         "maxlength": data.tokenization.maxlength,
-        "rows": len(rows) if isinstance(rows, datasets.Dataset) else None,
+        "rows": None if is_stream else len(rows),
         "data": data.digest(),
         "processes": args.world_size,
         "rows_per_update": args.per_device_train_batch_size * batches,
+        **({"dataloader_num_workers": args.dataloader_num_workers} if is_stream else {}),
+        "max_tokens_per_batch": data.max_tokens_per_batch,
         **{name: values[name] for name in FIXED_ARGUMENTS},
     }

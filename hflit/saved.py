@@ -35,11 +35,12 @@ class Saved:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def load_saved(folder: str | os.PathLike[str]) -> Saved:
+def load_saved(folder: str | os.PathLike[str], trust_remote_code: bool = False) -> Saved:
     """Load a trained model: one of ours, or any that has a head for one of the six tasks.
 
     Args:
         folder: Folder or hub id; adapters are put onto the base they were trained on.
+        trust_remote_code: Whether code that comes with it may run.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -48,10 +49,13 @@ def load_saved(folder: str | os.PathLike[str]) -> Saved:
     path = Path(folder)
     settings = read_run(path)
     if (path / "adapter_config.json").exists():
-        task, model = _adapted(path, settings)
-        tokenizer = load_base((model, AutoTokenizer.from_pretrained(str(path)))).tokenizer
+        task, model = _adapted(path, settings, trust_remote_code)
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            str(path), trust_remote_code=trust_remote_code
+        )
+        tokenizer = load_base((model, tokenizer)).tokenizer
         return Saved(task, model.eval(), tokenizer, settings)
-    start = load_base(str(folder))
+    start = load_base(str(folder), trust_remote_code)
     is_pair = (path / "discriminator").is_dir()
     known: str | None = "token-detection" if is_pair else _task_of(start.config)
     known = settings.get("task") or known
@@ -77,7 +81,7 @@ def save_run(folder: str | Path, facts: dict[str, Any]) -> None:
     Path(folder, RUN_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def _adapted(path: Path, settings: dict[str, Any]) -> tuple[str, Any]:
+def _adapted(path: Path, settings: dict[str, Any], trust_remote_code: bool) -> tuple[str, Any]:
     """Task and model of an adapter's folder."""
     adapter = PeftConfig.from_pretrained(str(path))
     base = adapter.base_model_name_or_path
@@ -88,7 +92,7 @@ def _adapted(path: Path, settings: dict[str, Any]) -> tuple[str, Any]:
             f"{path} holds an adapter that does not say what it belongs to. Train with "
             "merge_adapter=True, or from a base that has a name."
         )
-    start = load_base(base)
+    start = load_base(base, trust_remote_code)
     config = type(start.config).from_pretrained(str(path))  # with the names of the classes
     resized = config.num_labels != start.config.num_labels
     model = load_weights(

@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import datasets
-import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hflit.adapters import lora_config, quantization_config
 from hflit.arguments import Arguments, parse
 from hflit.checks import listed
+from hflit.cli.estimate import estimate
 from hflit.cli.fit import read_call
 from hflit.cli.options import meanings, split_call
 from hflit.data import DataModule
 from hflit.data.answers import find_answer
+from hflit.data.batching import IGNORE_INDEX
 from hflit.data.questions import Questions
-from hflit.loading import load_base
+from hflit.loading import check_teacher, load_base
+from hflit.loop.strategies import check_processes, spread
+from hflit.loop.switches import process_switched
 from hflit.pipeline import check_evaluation, check_request, read_data, run_length
-from hflit.report.facts import data_facts, input_lengths
+from hflit.report.facts import data_facts
 
+LEARNED = "bold green"
+SHOWN_LETTERS = 600
 SHOWN_ROWS = 10  # row numbers in a finding
 ABOUT = (
-    "Read and tokenize the data, train nothing, and say what would happen and what is wrong. The "
-    "exit status is 1 if something is. --json prints JSON."
+    "Read and tokenize the data, and say what would happen and what is wrong. Nothing is trained: "
+    "time and memory are those of a few updates of random weights. The exit status is 1 if "
+    "something is wrong. --json prints JSON."
 )
 
 
@@ -51,9 +62,10 @@ def check(call: dict[str, Any]) -> dict[str, Any]:
         call: Keywords of the call.
 
     Returns:
-        `wrong` and `notes`, sentences; `splits`, see `data_facts`, with the share of `padding`;
-        `updates` and `epochs` planned; `samples`, two decoded inputs; `arguments`, name -> value
-        and what becomes of it.
+        `wrong` and `notes`, sentences; `splits`, see `data_facts`; `updates` and `epochs` planned;
+        `estimate` of time and memory, see `estimate`, and `seconds` for all updates; `samples`, two
+        inputs in parts, each with whether it is learned; `arguments`, name -> value and what
+        becomes of it.
     """
     named, keywords = split_call(call)
     wrong: list[str] = []
@@ -63,14 +75,23 @@ def check(call: dict[str, Any]) -> dict[str, Any]:
     arguments, flags = parse(keywords, also=named)
     check_evaluation(arguments, named["validation"], named["metrics"])
     adapter = lora_config(named["lora"], task_class.lora_type)
-    quantization_config(named["quantize"], arguments.device)
-    start = replace(load_base(named["base"]), is_adapted=adapter is not None)
-    _, data = read_data(start, task_class, named, arguments)
+    with process_switched(arguments):
+        processes = spread(flags, arguments.strategy_options())
+    check_processes(arguments, processes.world, named["quantize"], named["find_learning_rate"])
+    arguments.set_ranks(processes.world, 0, 0)
+    quantization = quantization_config(named["quantize"], arguments.device)
+    trusted = named["trust_remote_code"]
+    start = replace(load_base(named["base"], trusted), is_adapted=adapter is not None)
+    school = None if named["teacher"] is None else load_base(named["teacher"], trusted)
+    options, data = read_data(start, task_class, named, arguments)
     found: dict[str, Any] = {"wrong": wrong, "notes": [], "splits": {}, "samples": []}
     found["arguments"] = _fates(call)
     try:
         data.setup()
-        task_class.check_arguments(arguments, data.tokenization.config_changes(start.config))
+        changes = data.tokenization.config_changes(start.config)
+        task_class.check_arguments(arguments, changes)
+        if school is not None:
+            check_teacher(school, start, task_class.auto_model, changes)
         length = run_length(arguments, flags, data)
     except ValueError as error:
         wrong.append(str(error))
@@ -80,11 +101,22 @@ def check(call: dict[str, Any]) -> dict[str, Any]:
     found["trainable"] = "the adapter and the head" if adapter else "all weights"
     for split in data.tokens:
         found["splits"][split] = data_facts(data, split)
-        if found["splits"][split]:
-            found["splits"][split]["padding"] = _padding(input_lengths(data, split), arguments)
     found["samples"] = _samples(data)
     found["notes"] += _notes(data, found, arguments)
     wrong += _repeated(data)
+    if quantization is not None:
+        found["notes"].append("Time and memory are not estimated for quantized weights.")
+        return found
+    own = {name: options[name] for name in task_class.options}
+    arguments.set_ranks(1, 0, 0)  # one of them is measured
+    with process_switched(arguments):
+        costs = estimate(task_class, start, school, adapter, data, arguments, flags, own)
+    found["estimate"] = costs
+    if "seconds_per_update" in costs:
+        found["seconds"] = costs["seconds_per_update"] * length.steps
+    needed = costs["memory"].get("total", costs["memory"]["weights"])
+    if needed > costs["free"]:
+        wrong.append(f"A run needs {_gib(needed)} or more; {_gib(costs['free'])} are free.")
     return found
 
 
@@ -163,29 +195,34 @@ def _misaligned(data: DataModule) -> list[str]:
     return told
 
 
-def _padding(lengths: np.ndarray, args: Arguments) -> float:
-    """Share of padding, from 0 to 1, in micro-batches of a random order that are not cut."""
-    order = np.random.default_rng(args.seed).permutation(lengths)
-    size = args.per_device_train_batch_size
-    batches = [order[at : at + size] for at in range(0, len(order), size)]
-    return 1 - int(lengths.sum()) / sum(int(each.max()) * len(each) for each in batches)
-
-
 def _samples(data: DataModule) -> list[dict[str, Any]]:
-    """Two inputs as the model reads them, and what it should say to them."""
-    tokenizer, samples = data.tokenization.tokenizer, []
+    """Two inputs as the model reads them, in parts that are learned or not, and their labels."""
+    decode: Any = data.tokenization.tokenizer.decode
     label_map = getattr(data.tokenization, "map", None)
-    for row in data.tokens["train"].take(2):
-        sample = {"input": tokenizer.decode(row["input_ids"])}
-        labels = row.get("labels")
+    rows = list(data.tokens["train"].take(2))
+    if getattr(data.tokenization, "masked", False):  # masks are drawn for each batch
+        batch = next(iter(data.train_dataloader()))[0]
+        rows = [{k: batch[k][i].tolist() for k in ("input_ids", "labels")} for i in (0, 1)]
+    samples = []
+    for row in rows:
+        ids, labels = row["input_ids"], row.get("labels")
+        sample: dict[str, Any] = {}
+        learned = [False] * len(ids)
         if label_map is not None:
-            is_class = isinstance(labels, int)
-            sample["label"] = label_map.names[labels] if is_class else labels
-        elif labels is not None:
-            sample["label"] = tokenizer.decode(labels)
+            sample["label"] = label_map.names[labels] if isinstance(labels, int) else labels
         elif "start_positions" in row:
-            span = row["input_ids"][row["start_positions"] : row["end_positions"] + 1]
-            sample["label"] = tokenizer.decode(span)
+            first, last = row["start_positions"], row["end_positions"]
+            learned = [first <= place <= last for place in range(len(ids))]
+            sample["label"] = decode(ids[first : last + 1])
+        elif "target_maxlength" in data.tokenization.limits:
+            sample["label"] = decode(labels)
+        elif labels is not None:
+            learned = [each != IGNORE_INDEX for each in labels]
+            sample["label"] = decode([each for each in labels if each != IGNORE_INDEX])
+        else:  # each token is predicted from those before it
+            learned = [place > 0 for place in range(len(ids))]
+        parts = groupby(zip(ids, learned, strict=True), key=itemgetter(1))
+        sample["parts"] = [[decode([i for i, _ in group]), is_it] for is_it, group in parts]
         samples.append(sample)
     return samples
 
@@ -202,6 +239,10 @@ def _fates(call: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
 def _some(rows: Sequence[int]) -> str:
     more = f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else ""
     return ", ".join(map(str, rows[:SHOWN_ROWS])) + more
@@ -212,7 +253,15 @@ def _show(found: dict[str, Any]) -> None:
     if "updates" in found:
         steps, epochs = f"{found['updates']:,}", found["epochs"]
         over = f" in {epochs} epochs" if epochs > 0 else ""
-        console.print(f"{found['task']}: {steps} updates{over} of {found['trainable']}.\n")
+        console.print(f"{found['task']}: {steps} updates{over} of {found['trainable']}.")
+        if "seconds" in found:
+            each, whole = found["estimate"]["seconds_per_update"], timedelta(seconds=1)
+            whole *= math.ceil(found["seconds"])
+            console.print(f"About {each:.2g} s an update, {whole} for all, without evaluations.")
+        if memory := found.get("estimate", {}).get("memory"):
+            told = ", ".join(f"{_gib(size)} {name}" for name, size in memory.items())
+            console.print(f"Memory: {told}; {_gib(found['estimate']['free'])} are free.")
+        console.print()
     for split, facts in found["splits"].items():
         if not facts:
             console.print(f"{split}: a stream, which is not read ahead.")
@@ -231,10 +280,12 @@ def _show(found: dict[str, Any]) -> None:
             table.add_row(f"label {name}", f"{count:,}", "▒" * round(30 * count / facts["rows"]))
         console.print(table)
     for number, sample in enumerate(found["samples"]):
-        console.print(f"[bold]input {number}[/bold]: ", end="")
-        console.print(sample["input"][:600], markup=False)
+        shown = Text.assemble((f"input {number}: ", "bold"))
+        for text, is_learned in sample["parts"]:
+            shown.append(f"{text[:SHOWN_LETTERS]} ", LEARNED if is_learned else "")
         if "label" in sample:
-            console.print(f"  -> {sample['label']!r}", markup=False)
+            shown.append("\n  -> ").append(str(sample["label"])[:SHOWN_LETTERS], LEARNED)
+        console.print(shown)
     table = Table("argument", "value", "what becomes of it", box=None)
     for name, fate in found["arguments"].items():
         table.add_row(name, str(fate["value"]), fate["fate"])

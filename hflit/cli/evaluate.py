@@ -8,11 +8,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
 import torch
 
 from hflit.arguments import parse
 from hflit.cli.fit import read_call, show_figures
 from hflit.cli.options import split_call
+from hflit.data import DataModule
 from hflit.loading import load_base
 from hflit.loop.evaluation import evaluate
 from hflit.pipeline import check_request, read_data
@@ -23,6 +26,7 @@ READ = (
     *("per_device_eval_batch_size", "seed", "data_seed", "bf16", "fp16", "tf32", "use_cpu"),
     *("label_smoothing_factor", "include_for_metrics", "batch_eval_metrics", "label_names"),
     *("prediction_loss_only", "eval_do_concat_batches", "eval_accumulation_steps", "log_level"),
+    *("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),  # of a stream
     *("dataloader_num_workers", "dataloader_pin_memory", "accelerator", "precision"),
 )
 
@@ -48,29 +52,51 @@ def run(command: str, argv: Sequence[str]) -> int:
 
 
 def evaluate_model(model: str, rows: Any, call: dict[str, Any]) -> dict[str, float]:
-    """Figures of a saved model.
+    """Figures of a saved model; for the arguments and errors see `load_evaluation`."""
+    module, data = load_evaluation(model, rows, call)
+    metrics = call.get("metrics", "auto")
+    if metrics == "auto":
+        metrics = module.metrics(data.rows["validation"])
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    kind = next((half[name] for name in half if getattr(module.args, name)), None)
+    device = module.args.device.type
+    with torch.autocast(device, kind) if kind else nullcontext(), torch.no_grad():
+        return evaluate(module, data.val_dataloader(), module.args, metrics)
+
+
+def load_evaluation(
+    model: str, rows: Any, call: dict[str, Any], most: int | None = None
+) -> tuple[Any, DataModule]:
+    """A saved model in its task, and the rows to evaluate it on.
 
     Args:
         model: Folder or hub id; its head is trained.
         rows: What to evaluate on.
         call: Keywords of the call that trained it. The training rows, if it names them, decide
             which label is which class.
+        most: Rows to take, spread evenly; all of them by default.
+
+    Returns:
+        The task module, and the data module with the rows as validation data.
 
     Raises:
         ValueError: The model has no head for the task.
     """
     named, args = split_call({"metrics": "auto", **call})
-    for name in ("lora", "quantize", "teacher", "checkpoint", "merge_adapter"):
-        named[name] = None
+    named |= dict.fromkeys(("lora", "quantize", "teacher", "checkpoint"))
+    named |= dict.fromkeys(("merge_adapter", "find_learning_rate"), False)
     is_adapter = Path(model, "adapter_config.json").exists()
-    saved = load_saved(model) if is_adapter else None
+    saved = load_saved(model, named["trust_remote_code"]) if is_adapter else None
     named["base"] = (saved.model, saved.tokenizer) if saved else model
     task_class = check_request(named)
     arguments, _ = parse({name: value for name, value in args.items() if name in READ})
-    start = load_base(named["base"])
+    start = load_base(named["base"], named["trust_remote_code"])
     train = rows if named["train"] is None else named["train"]
     named |= {"train": train, "validation": rows}
     options, data = read_data(start, task_class, named, arguments)
+    if most is not None:
+        read = data.readers["validation"]
+        data.readers["validation"] = lambda *given: _spread(read(*given), most)
     data.setup()
     loaded = task_class.load(start, data.tokenization.config_changes(start.config))
     new = getattr(loaded, "new_weights", [])
@@ -80,14 +106,14 @@ def evaluate_model(model: str, rows: Any, call: dict[str, Any]) -> dict[str, flo
             "Name a trained model with --model.base, or give the --args.output_dir of the run."
         )
     own = {name: options[name] for name in task_class.options}
-    module: Any = task_class(loaded, arguments, named["parity"], **own).to(arguments.device)
-    metrics = named["metrics"]
-    if metrics == "auto":
-        metrics = module.metrics(data.rows["validation"])
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    kind = next((half[name] for name in half if getattr(arguments, name)), None)
-    with torch.autocast(arguments.device.type, kind) if kind else nullcontext(), torch.no_grad():
-        return evaluate(module, data.val_dataloader(), arguments, metrics)
+    module: Any = task_class(loaded, arguments, named["parity"], **own)
+    return module.to(arguments.device), data
+
+
+def _spread(rows: Any, most: int) -> Any:
+    if not isinstance(rows, datasets.Dataset):
+        return rows.take(most)
+    return rows.select(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))
 
 
 def _which_model(call: dict[str, Any]) -> str:

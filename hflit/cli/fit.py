@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import shlex
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from rich.table import Table
 import hflit
 from hflit.checks import listed
 from hflit.cli.options import call_of, given, make_parser, read_options
+from hflit.loop.folders import flaw, numbered
 from hflit.pipeline import HFTrainer
 
 SECRETS = ("hub_token", "push_to_hub_token")
@@ -47,11 +51,12 @@ def run(command: str, argv: Sequence[str]) -> int:
     needed = ("model.base", "data.train")
     parser, config, call = read_call(command, "Fine-tune a model.", argv, needed)
     folder = call.get("output_dir")
-    if folder:
-        callback = SaveConfig(folder, config_text(parser, config))
-        call["callbacks"] = [*listed(call.get("callbacks")), callback]
-    trainer = HFTrainer()
-    trainer(**call)
+    try:
+        trainer = fitted(call, config_text(parser, config))
+    except (KeyboardInterrupt, SystemExit):
+        if folder and os.environ.get("LOCAL_RANK", "0") == "0" and is_resumable(folder):
+            print(f"Go on with:\n  {resuming(command, argv)}", file=sys.stderr)
+        raise
     if not trainer.lightning.is_global_zero:
         return 0
     show_figures(trainer.metrics, f"After {trainer.state.global_step} updates")
@@ -62,8 +67,43 @@ def run(command: str, argv: Sequence[str]) -> int:
     return 0
 
 
+def is_resumable(folder: str) -> bool:
+    """Whether a run can go on from what lies in its `output_dir`."""
+    return any(flaw(each) is None for each in reversed(numbered(folder)))
+
+
+def resuming(command: str, argv: Sequence[str]) -> str:
+    """The command line that goes on where this one stopped."""
+    program = ["hflit"]
+    if Path(sys.argv[0]).name == "__main__.py":
+        program = [Path(sys.executable).name, "-m", "hflit"]
+    words = [word for word in argv if not word.startswith("--model.checkpoint=")]
+    while "--model.checkpoint" in words:
+        at = words.index("--model.checkpoint")
+        del words[at : at + 2]
+    return shlex.join([*program, command, *words, "--model.checkpoint", "true"])
+
+
+def fitted(call: dict[str, Any], text: str) -> HFTrainer:
+    """Run a call; what it was given is saved beside its model.
+
+    Args:
+        call: Its keywords.
+        text: The configuration in YAML.
+    """
+    folder = call.get("output_dir")
+    saved = [SaveConfig(folder, text)] if folder else []
+    trainer = HFTrainer()
+    trainer(**{**call, "callbacks": [*listed(call.get("callbacks")), *saved]})
+    return trainer
+
+
 def read_call(
-    command: str, about: str, argv: Sequence[str], needed: Sequence[str]
+    command: str,
+    about: str,
+    argv: Sequence[str],
+    needed: Sequence[str],
+    add_options: Callable[[ArgumentParser], None] = lambda parser: None,
 ) -> tuple[ArgumentParser, Namespace, dict[str, Any]]:
     """Read the configuration of a run.
 
@@ -72,16 +112,18 @@ def read_call(
         about: What it does.
         argv: Its options.
         needed: Options it cannot do without.
+        add_options: Adds those of the command's own.
 
     Returns:
-        The parser, what it read, and the keywords of the call that this stands for.
+        The parser, what it was given, and the keywords of the call that this stands for.
 
     Raises:
         ValueError: An option is missing, unknown or wrong.
     """
     parser = make_parser(command, about)
-    config = read_options(parser, argv)
-    missing = [f"--{name}" for name in needed if not config[name]]
+    add_options(parser)
+    config = read_options(parser, argv, defaults=False)
+    missing = [f"--{name}" for name in needed if not config.get(name)]
     if missing:
         raise ValueError(f"{' and '.join(missing)} must be given, here or in a file of --config.")
     call = call_of(parser, config)
@@ -91,7 +133,7 @@ def read_call(
 
 
 def config_text(parser: ArgumentParser, config: Namespace) -> str:
-    """The options that are not at their defaults, in YAML, without secrets."""
+    """The options that were given, in YAML, without secrets."""
     groups = {
         group: {name: value for name, value in values.items() if name not in SECRETS}
         for group, values in given(parser, config).items()

@@ -21,9 +21,17 @@ COMMANDS = {  # name -> its file in this folder, and what it does
     "validate": ("evaluate", "Evaluate a model on the validation data."),
     "test": ("evaluate", "Evaluate a model on the test data."),
     "predict": ("predict", "Write what a model says about the rows of a file."),
+    "export": ("export", "Write a model as an ONNX file that says the same."),
+    "sweep": ("sweep", "Fine-tune many times with other values of some options."),
     "report": ("report", "Write a page about a finished run: report.html."),
+    "verify-resume": (
+        "verify_resume",
+        "Stop and resume a run, and compare it with a whole one.",
+    ),
 }
-USER_ERRORS = (ValueError, TypeError, ImportError, OSError, NotImplementedError, KeyError)
+USER_ERRORS = (
+    *(ValueError, TypeError, ImportError, OSError, NotImplementedError, KeyError, MemoryError),
+)
 
 HELP = f"""\
 usage: hflit COMMAND [options]
@@ -50,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: What follows `hflit`; by default what the program was called with.
 
     Returns:
-        The exit status: 0; 1 where `check` finds something wrong; 2 at an error of the user's.
+        The exit status: 0; 1 where `check` finds something wrong, or `verify-resume` a
+        difference; 2 at an error of the user's; 130 after Ctrl-C.
     """
     command, *options = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help", "help"):
@@ -74,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.path.append(os.getcwd())
     try:
         return import_module(f"hflit.cli.{COMMANDS[command][0]}").run(command, options)
+    except KeyboardInterrupt:
+        return 130
     except USER_ERRORS as error:
         if debug:
             raise

@@ -23,8 +23,10 @@ from hflit.pipeline import HFTrainer
 
 GROUPS = {
     "model": "What is trained, and for which task.",
-    "data": "What it learns from: files (csv, tsv, json, jsonl, parquet, arrow, txt; also .gz), a "
-    "pattern, a folder or a data set of the Hugging Face Hub.",
+    "data": "What it learns from: files (csv, tsv, json, jsonl, parquet, arrow, txt; also "
+    "compressed), a pattern, a folder or a data set of the Hugging Face Hub; or one of these as "
+    "path of a mapping with further keywords of datasets.load_dataset, as in "
+    "{path: train.csv, split: 'train[:90%]'}.",
     "args": "How: the arguments of transformers.TrainingArguments.",
     "trainer": "Where: the flags of the Lightning Trainer.",
 }
@@ -32,10 +34,12 @@ GROUPS = {
 DATA = (
     *("train", "validation", "columns", "maxlength", "stride", "prefix", "merge", "whole_word"),
     *("skip_misaligned", "target_maxlength", "tokenizers", "tokenizebatch", "cache"),
+    "max_tokens_per_batch",
 )
 # What a line of text can stand for, where the call takes objects.
 TYPES = {
-    **dict.fromkeys(("base", "train", "validation", "teacher"), Union[str, None]),  # noqa: UP007  # a value, not an annotation
+    **dict.fromkeys(("base", "teacher"), Union[str, None]),  # noqa: UP007  # a value, not an annotation
+    **dict.fromkeys(("train", "validation"), Union[dict[str, Any], str, None]),  # noqa: UP007
     "fsdp": Union[bool, str, None],  # noqa: UP007
     "columns": Union[list[str | None], str, None],  # noqa: UP007
     "callbacks": Union[list[L.Callback | TrainerCallback], L.Callback, TrainerCallback, None],  # noqa: UP007
@@ -62,8 +66,13 @@ def make_parser(command: str, about: str) -> ArgumentParser:
     return parser
 
 
-def read_options(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
+def read_options(parser: ArgumentParser, argv: Sequence[str], defaults: bool = True) -> Namespace:
     """Parse the command line, environment variables and files; an explicit option always wins.
+
+    Args:
+        parser: Knows the options.
+        argv: The command line.
+        defaults: Also tell options that were not given.
 
     Raises:
         ValueError: An option is unknown or has a wrong value; said in one line.
@@ -77,26 +86,31 @@ def read_options(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
         if word == "--config" and words:
             first.append(words.pop(0))
     try:
-        return parser.parse_args([*first, *rest])
+        printed = any(re.match(r"--print_config(=|$)", word) for word in rest)
+        return parser.parse_args([*first, *rest], defaults=defaults or printed)
     except argparse.ArgumentError as error:
         raise ValueError(_told(parser, error)) from error
 
 
 def given(parser: ArgumentParser, config: Namespace) -> dict[str, dict[str, Any]]:
-    """The options that are not at their defaults, by group."""
+    """The options that were given, by group, also those at their defaults.
+
+    Without that, `bf16: false` would be lost where `precision: bf16-mixed` contradicts it. Only a
+    null where null is the default says nothing.
+    """
     values, defaults = config.as_dict(), parser.get_defaults().as_dict()
     return {
         group: {
             name: value
-            for name, value in values[group].items()
-            if value != defaults[group].get(name)
+            for name, value in values.get(group, {}).items()
+            if value is not None or defaults[group].get(name) is not None
         }
         for group in GROUPS
     }
 
 
 def call_of(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
-    """The keywords of the call that a configuration stands for."""
+    """The keywords of the call that a configuration stands for; `config` is without defaults."""
     kept, objects = given(parser, config), parser.instantiate(config).as_dict()
     return {name: objects[group][name] for group in GROUPS for name in kept[group]}
 

@@ -35,13 +35,18 @@ def run(command: str, argv: Sequence[str]) -> int:
     )
     add = parser.add_argument
     add("--model", type=str | None, help="Folder that a run left, or hub id.")
-    add("--data", type=str | None, help="File, pattern, folder or hub name, as for --data.train.")
+    add(
+        "--data",
+        type=dict[str, Any] | str | None,
+        help="File, pattern, folder or hub name, as for --data.train.",
+    )
     add(
         "--output", type=str | None, help="A .jsonl, .csv or .parquet file; without it, the screen."
     )
     add("--columns", type=list[str] | str | None, help="Columns of text; those of the training.")
     add("--keep", type=list[str] | str | None, help="Columns to copy from the data to the output.")
     add("--batch_size", type=int, default=32, help="Rows that the model reads at a time.")
+    add("--trust_remote_code", type=bool, default=False, help="Run code that comes with the model.")
     config = read_options(parser, argv)
     missing = [f"--{name}" for name in ("model", "data") if not config[name]]
     if missing:
@@ -51,7 +56,7 @@ def run(command: str, argv: Sequence[str]) -> int:
         raise ValueError(f"--output={output} must end in one of: {', '.join(WRITERS)}.")
     be_quiet()
     data = _one_split(read_files(config.data), config.data)
-    saved = load_saved(config.model)
+    saved = load_saved(config.model, config.trust_remote_code)
     found = predictions(saved, data, _listed(config.columns), config.batch_size)
     rows = _beside(data, _listed(config.keep), found)
     if output is None:
@@ -69,12 +74,14 @@ def run(command: str, argv: Sequence[str]) -> int:
     return 0
 
 
-def _one_split(data: Any, name: str) -> Any:
-    if not isinstance(data, datasets.DatasetDict):
+def _one_split(data: Any, name: Any) -> Any:
+    if not isinstance(data, (datasets.DatasetDict, datasets.IterableDatasetDict)):
         return data
     if len(data) == 1:
         return next(iter(data.values()))
-    raise ValueError(f"--data={name} holds {', '.join(data)}. Name the file of one of them.")
+    raise ValueError(
+        f"--data={name} holds {', '.join(data)}. Name one of them: {{path: ..., split: ...}}."
+    )
 
 
 def _listed(value: Any) -> list[str] | None:
@@ -86,9 +93,10 @@ def _beside(data: Any, names: list[str] | None, found: Rows) -> Iterator[dict[st
     if not names:
         yield from found
         return
-    unknown = [name for name in names if name not in data.column_names]
+    known = data.column_names or list(next(iter(data), {}))  # a stream may not know them yet
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"--keep={unknown} is not in the data, which has {data.column_names}.")
+        raise ValueError(f"--keep={unknown} is not in the data, which has {known}.")
     for row, each in zip(data.select_columns(names), found, strict=True):
         renamed = {f"given_{name}" if name in each else name: row[name] for name in row}
         yield {**renamed, **each}

@@ -8,24 +8,33 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from hflit.cli.evaluate import load_evaluation
 from hflit.cli.fit import be_quiet
 from hflit.cli.options import read_options
-from hflit.data.files import read_files
-from hflit.predict import predictions
+from hflit.data.files import is_name, read_files
+from hflit.report.judged import Judgement, judge
 from hflit.report.page import write_page
-from hflit.saved import load_saved, read_run
+from hflit.saved import read_run
+
+OBJECTS = ("metrics", "validation", "train")  # of which the file of a run keeps only a name
 
 
 def run(command: str, argv: Sequence[str]) -> int:
     """Write the page."""
     parser = ArgumentParser(
         prog=f"hflit {command}",
-        description="Write report.html beside a model: learning curves, evaluations, lengths, "
-        "arguments; for a classifier the confusion matrix of its validation data.",
+        description="Write report.html beside a model: learning curves, evaluations, what it takes "
+        "for what, the rows with the highest loss, lengths, padding, speed and arguments.",
         exit_on_error=False,
     )
-    parser.add_argument("--model", type=str | None, help="Folder that a run left.")
-    parser.add_argument("--data", type=str | None, help="Other rows for the confusion matrix.")
+    add = parser.add_argument
+    add("--model", type=str | None, help="Folder that a run left.")
+    add(
+        "--data",
+        type=dict[str, Any] | str | None,
+        help="Other rows to judge than the validation data of the run.",
+    )
+    add("--rows", type=int, default=1000, help="Rows to judge at most, spread evenly; 0: none.")
     config = read_options(parser, argv)
     if not config.model:
         raise ValueError("--model must be given.")
@@ -34,30 +43,35 @@ def run(command: str, argv: Sequence[str]) -> int:
         raise FileNotFoundError(f"--model={folder} is no folder that a run left.")
     be_quiet()
     facts = read_run(folder)
-    page = write_page(folder, facts, _pairs(folder, facts, config.data))
-    print(f"The report is in {page}.")
+    judgement = _judgement(folder, facts, config.data, config.rows) if config.rows > 0 else None
+    print(f"The report is in {write_page(folder, facts, judgement)}.")
     return 0
 
 
-def _pairs(folder: Path, facts: dict[str, Any], data: str | None) -> list[tuple[str, str]] | None:
-    """True and predicted class of the validation rows; None where there are none to read."""
-    if not facts.get("splits", {}).get("validation", {}).get("labels"):
+def _judgement(folder: Path, facts: dict[str, Any], data: Any, most: int) -> Judgement | None:
+    """What the model makes of its validation data; None if they cannot be read any more."""
+    given = facts.get("call", {})
+    rows = data or given.get("validation")
+    if rows is None:
         return None
-    name = data or facts.get("validation")
+    call = {name: value for name, value in given.items() if name not in OBJECTS}
+    if _is_readable(given.get("train")):
+        call["train"] = given["train"]  # says which label is which class, and may hold both splits
+    call["per_device_eval_batch_size"] = 1
     try:
-        rows = read_files(str(name))
-    except FileNotFoundError:
-        if data:
+        module, found = load_evaluation(str(folder), rows, call, most)
+    except (FileNotFoundError, ValueError) as error:
+        if data or not isinstance(error.__cause__ or error, FileNotFoundError):
             raise
-        return None  # they were objects in memory, or have moved
-    saved = load_saved(folder)
-    label = facts["columns"][-1]
-    found = [str(each["label"]) for each in predictions(saved, rows)]
-    return list(zip(true_names(rows[label], saved), found, strict=True))
+        return None
+    return judge(module, found, facts)
 
 
-def true_names(labels: Sequence[Any], saved: Any) -> list[str]:
-    """Names of the classes that labels of the data stand for."""
-    names = {int(index): name for index, name in saved.model.config.id2label.items()}
-    known = set(names.values())
-    return [str(each) if str(each) in known else names.get(int(each), str(each)) for each in labels]
+def _is_readable(name: Any) -> bool:
+    if not is_name(name):
+        return False
+    try:
+        read_files(name)
+    except FileNotFoundError:
+        return False
+    return True

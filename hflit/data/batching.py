@@ -37,12 +37,15 @@ class BatchOrder(Sampler[list[int]]):
         rebalanced: Makes the batches itself, of as many rows as their lengths allow, and for this
             process only.
         deal: Which of the batches this process gets; all of them by default.
+        batches: Epoch -> all its batches, equally many each, in place of batches of `batch_size`.
 
     Attributes:
         skip: Batches that the next epoch leaves out, and reads no row of.
+        hand: Rows of each batch of the epoch.
     """
 
     skip = 0
+    hand: list[RowNumbers] = []
 
     def __init__(
         self,
@@ -54,8 +57,10 @@ class BatchOrder(Sampler[list[int]]):
         order: Order | None = None,
         rebalanced: BatchRebalanceSampler | None = None,
         deal: Deal | None = None,
+        batches: Callable[[int], list[list[int]]] | None = None,
     ) -> None:
         self.deal = deal or Deal()
+        self.batches = batches
         self.rows = rows
         self.batch_size = batch_size
         self.drop_last = drop_last
@@ -82,10 +87,14 @@ class BatchOrder(Sampler[list[int]]):
             rank, world = self.deal.rank, self.deal.world
             hand = [(i * world + rank, RowNumbers(rows)) for i, rows in enumerate(self.rebalanced)]
         else:
-            order = self.order(self.epoch)
-            starts = range(0, self._count() * self.batch_size, self.batch_size)
-            batches = [order[start : start + self.batch_size] for start in starts]
+            if self.batches is not None:
+                batches = self.batches(self.epoch)
+            else:
+                order = self.order(self.epoch)
+                starts = range(0, self._count() * self.batch_size, self.batch_size)
+                batches = [order[start : start + self.batch_size] for start in starts]
             hand = self.deal(batches, self.batch_size, self.drop_last)
+        self.hand = [rows for _, rows in hand]
         for number, rows in hand[skip:]:
             if self.draws is not None:
                 rows.seed = _seed(self.draws, self.epoch, number)
@@ -93,6 +102,8 @@ class BatchOrder(Sampler[list[int]]):
 
     def _count(self) -> int:
         """Batches of all processes in an epoch."""
+        if self.batches is not None:
+            return len(self.batches(0))
         if self.drop_last:
             return self.rows // self.batch_size
         return math.ceil(self.rows / self.batch_size)
@@ -298,6 +309,14 @@ class WindowLoader:
                 window = []
         if window:
             yield window
+
+    def rows_of(self, window: int, batch: int) -> list[int] | None:
+        """Numbers of the rows of one micro-batch of this epoch; None in a stream."""
+        number = window * self.accumulation + batch
+        if not isinstance(self.sampler, BatchOrder) or number >= len(self.sampler.hand):
+            return None
+        rows = self.sampler.hand[number]
+        return None if rows.is_blank else list(rows)
 
     # Lightning takes a loader that has these two for one that can start in mid-epoch.
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import glob
 import gzip
 import io
 import json
+import lzma
 import os
 import re
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-KINDS = {  # how a file's name ends, without .gz -> the builder of `datasets` that reads it
+KINDS = {  # how a file's name ends, uncompressed -> the builder of `datasets` that reads it
     ".csv": "csv",
     ".tsv": "csv",
     ".json": "json",
@@ -25,56 +28,73 @@ KINDS = {  # how a file's name ends, without .gz -> the builder of `datasets` th
     ".arrow": "arrow",
     ".txt": "text",
 }
+COMPRESSED: dict[str, Callable[[Path], Any]] = {  # how it ends -> what opens it
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zip": lambda path: (archive := zipfile.ZipFile(path)).open(archive.namelist()[0]),
+}
 HUB_NAME = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*(?::[\w.-]+)?")
+PARQUET = b"PAR1"  # the first and the last bytes of such a file
 QUIET_BYTES = 50_000_000  # files up to this size are read without a progress bar
 
 
 def is_name(data: Any) -> bool:
     """Whether data are named rather than given."""
-    return isinstance(data, (str, os.PathLike))
+    return isinstance(data, (str, os.PathLike)) or (isinstance(data, Mapping) and "path" in data)
 
 
-def read_files(source: str | os.PathLike[str]) -> Any:
+def name_of(source: Any) -> str:
+    """What a name is, in an error."""
+    return str(source["path"] if isinstance(source, Mapping) else source)
+
+
+def read_files(source: str | os.PathLike[str] | Mapping[str, Any]) -> Any:
     """Read rows from what a name stands for.
 
     Args:
         source: A file (csv, tsv, json, jsonl, parquet, arrow, or txt with a text a line; any of
-            them as .gz too), a pattern such as `"part-*.csv"`, a folder of such files or one that
-            `save_to_disk` wrote, or a data set of the Hub, as `"owner/name"` or
-            `"owner/name:config"`.
+            them compressed as .gz, .bz2, .xz or .zip too), a pattern such as `"part-*.csv"`, a
+            folder of such files or one that `save_to_disk` wrote, or a data set of the Hub, as
+            `"owner/name"` or `"owner/name:config"`. Or any of these as `path` of a mapping with
+            further keywords of `datasets.load_dataset`, such as `split` (`"train[:90%]"`) and
+            `streaming`.
 
     Returns:
-        A `datasets.Dataset`; a `DatasetDict` where folder or name hold several splits.
+        A `datasets.Dataset`; a `DatasetDict` where folder or name hold several splits; with
+        `streaming` their iterable kin.
 
     Raises:
         FileNotFoundError: Nothing goes by that name.
         ValueError: A file cannot be read; its name and line are told.
     """
-    name = os.fspath(source)
+    options = dict(source) if isinstance(source, Mapping) else {"path": source}
+    name = os.fspath(options.pop("path"))
     path = Path(name).expanduser()
     if path.is_dir():
-        return _read_folder(path)
+        return _read_folder(path, options)
     files = [path] if path.is_file() else [Path(found) for found in sorted(glob.glob(str(path)))]
     if files:
-        return _read_files(files)
+        return _read_files(files, options)
     if KINDS.get(_ending(path)) or not HUB_NAME.fullmatch(name):
         raise FileNotFoundError(f"No file is called {name!r}, seen from {Path.cwd()}.")
-    return _read_hub(name)
+    return _read_hub(name, options)
 
 
-def _read_files(files: list[Path]) -> datasets.Dataset:
+def _read_files(files: list[Path], further: dict[str, Any]) -> Any:
     kinds = {KINDS.get(_ending(file)) for file in files}
     if None in kinds or len(kinds) > 1:
         odd = next((file for file in files if _ending(file) not in KINDS), files[0])
         raise ValueError(
             f"{odd}: data come in files of one kind, which the name tells: "
-            f"{', '.join(ending[1:] for ending in KINDS)}, also with .gz."
+            f"{', '.join(ending[1:] for ending in KINDS)}, also compressed: "
+            f"{', '.join(COMPRESSED)}."
         )
     kind = str(kinds.pop())
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"split": "train"}
     if kind == "csv":
         # Only an empty field is missing: "NA", "None" and "null" are texts and labels.
-        options = {"keep_default_na": False, "na_values": [""]}
+        options |= {"keep_default_na": False, "na_values": [""]}
         options["delimiter"] = "\t" if _ending(files[0]) == ".tsv" else ","
     elif kind == "json":
         options["encoding"] = (
@@ -85,32 +105,39 @@ def _read_files(files: list[Path]) -> datasets.Dataset:
         datasets.disable_progress_bars()
     names = [str(file) for file in files]
     try:
-        rows = datasets.load_dataset(kind, data_files=names, split="train", **options)
+        rows = datasets.load_dataset(kind, data_files=names, **{**options, **further})
     except Exception as error:  # of pandas, pyarrow or datasets, which name no line
         raise ValueError(_flaw(files) or f"{names[0]}: {_innermost(error)}") from error
     finally:
         if was_shown:
             datasets.enable_progress_bars()
-    if kind == "text":
+    if kind == "text" and isinstance(rows, datasets.IterableDataset):
+        rows = rows.filter(lambda row: row["text"].strip())
+    elif kind == "text":
         rows = rows.select([i for i, text in enumerate(rows["text"]) if text.strip()])
     return rows
 
 
-def _read_folder(folder: Path) -> Any:
+def _read_folder(folder: Path, options: dict[str, Any]) -> Any:
     if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
+        if options:
+            raise ValueError(
+                f"{folder} was written by save_to_disk, which takes no {', '.join(options)}. Its "
+                "splits are folders in it."
+            )
         return datasets.load_from_disk(str(folder))
     try:
-        return datasets.load_dataset(str(folder))
+        return datasets.load_dataset(str(folder), **options)
     except Exception as error:
         files = [file for file in sorted(folder.rglob("*")) if _ending(file) in KINDS]
         problem = f"{folder}: {_innermost(error)}"
         raise ValueError(_flaw(files) or problem) from error
 
 
-def _read_hub(name: str) -> Any:
+def _read_hub(name: str, options: dict[str, Any]) -> Any:
     path, _, config = name.partition(":")
     try:
-        return datasets.load_dataset(path, config or None)
+        return datasets.load_dataset(path, options.pop("name", config) or None, **options)
     except (FileNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(
             f"{name!r} is no file, no folder, and no data set of the Hub that can be reached: "
@@ -124,17 +151,24 @@ def _flaw(files: list[Path]) -> str | None:
         try:
             for place, problem in _problems(file):
                 return f"{file}{place}: {problem}"
-        except (EOFError, gzip.BadGzipFile) as error:
-            return f"{file}: it is cut off or no gzip file ({error})."
+        except (EOFError, OSError, lzma.LZMAError, zipfile.BadZipFile) as error:
+            return f"{file}: it is cut off or no {file.suffix[1:]} file ({error})."
     return None
 
 
 def _problems(file: Path) -> Iterator[tuple[str, str]]:
     """Place and problem of what is wrong with a file of text."""
     ending = _ending(file)
+    if ending == ".parquet":
+        with file.open("rb") as content:
+            begins = content.read(4) == PARQUET
+            content.seek(-min(4, file.stat().st_size), os.SEEK_END)
+            if not (begins and content.read(4) == PARQUET):
+                yield "", "it is cut off." if begins else "it is no Parquet file."
     if KINDS[ending] not in ("csv", "json", "text"):
         return
-    raw = file.read_bytes() if file.suffix != ".gz" else gzip.decompress(file.read_bytes())
+    with COMPRESSED.get(file.suffix.lower(), lambda path: path.open("rb"))(file) as opened:
+        raw = opened.read()
     if not raw.strip():
         yield "", "the file is empty."
         return
@@ -145,12 +179,20 @@ def _problems(file: Path) -> Iterator[tuple[str, str]]:
         yield f", line {line}", f"byte {raw[error.start]:#x} is no UTF-8. Save the file as UTF-8."
         return
     if KINDS[ending] == "csv":
-        fields = csv.reader(io.StringIO(text), delimiter="\t" if ending == ".tsv" else ",")
+        delimiter = "\t" if ending == ".tsv" else ","
+        fields = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
         header = next(fields)
-        for row in fields:
-            if len(row) > len(header):
-                told = f"{len(row)} fields, but the header names {len(header)}: {header}."
-                yield f", line {fields.line_num}", told
+        line = fields.line_num
+        try:
+            for row in fields:
+                line = fields.line_num
+                if len(row) > len(header):
+                    told = f"{len(row)} fields, but the header names {len(header)}: {header}."
+                    yield f", line {line}", told
+        except csv.Error as error:
+            yield f", line {line + 1}", f"a quote is opened here and never closed ({error})."
+        if line == 1:
+            yield "", "it has a header and no rows."
     elif KINDS[ending] == "json":
         parts = [text] if text.lstrip().startswith("[") else text.split("\n")
         for number, part in enumerate(parts):
@@ -163,10 +205,11 @@ def _problems(file: Path) -> Iterator[tuple[str, str]]:
 
 
 def _ending(file: Path) -> str:
-    return Path(file.name.lower().removesuffix(".gz")).suffix
+    name = Path(file.name.lower())
+    return Path(name.stem if name.suffix in COMPRESSED else name).suffix
 
 
 def _innermost(error: BaseException) -> str:
     while error.__cause__ is not None or error.__context__ is not None:
         error = error.__cause__ or error.__context__ or error
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()).rstrip(".") + "."

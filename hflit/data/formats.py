@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from os import PathLike
 from typing import Any
 
 import datasets
 import pyarrow as pa
 import torch
 
-from hflit.data.files import is_name, read_files
+from hflit.data.files import is_name, name_of, read_files
 from hflit.data.module import DataModule
 
 Converters = dict[str, Callable[[Any], Any]]  # column -> what brings its values to one kind
@@ -87,6 +86,12 @@ def data_module(train: Any, validation: Any = None, **options: Any) -> DataModul
         validation: The same kinds; the name of a split of `train` if that is a `DatasetDict`; or
             None for no evaluation.
         options: What `DataModule` takes.
+
+    Raises:
+        TypeError: The data are of no such kind, or a row is no dict.
+        ValueError: A column is not there, twice there or of mixed kinds; no split is the one meant;
+            a file cannot be read.
+        FileNotFoundError: Nothing goes by the name.
     """
     names = {"train": train, "validation": validation}
     if is_name(train):
@@ -107,22 +112,8 @@ def data_module(train: Any, validation: Any = None, **options: Any) -> DataModul
     module = _format_of(train, "train")(train, validation, **options)
     if validation is not None:
         module.readers["validation"] = _format_of(validation, "validation").read
-    for split, name in names.items():
-        if is_name(name):
-            module.readers[split] = _named(module.readers[split], name)
+    module.files = {split: name_of(name) for split, name in names.items() if is_name(name)}
     return module
-
-
-def _named(read: Callable[..., Any], name: str | PathLike[str]) -> Callable[..., Any]:
-    """A reader whose errors begin with the name of the data."""
-
-    def named(*args: Any) -> Any:
-        try:
-            return read(*args)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-
-    return named
 
 
 def reader_of(data: Any) -> Callable[..., Any]:

@@ -10,7 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from hflit.data.tokenization import Tokenization, check_texts, first_row, scan
+from hflit.data.tokenization import (
+    Columns,
+    Tokenization,
+    check_texts,
+    encode_texts,
+    first_row,
+    scan,
+)
 
 REGRESSION = "regression"
 SINGLE = "single_label_classification"
@@ -177,21 +184,13 @@ class Labels(Tokenization):
                     f"{', '.join(repr(value) for value in unseen[:30])}. It has {known}."
                 )
 
-    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    def encode(self, batch: dict[str, list[Any]], indices: list[int] | None = None) -> Columns:
         """Encode texts, cut to `maxlength`, and their labels."""
         assert self.map is not None, "fit comes first"
         *names, label = self.names
         texts = [batch[name] for name in names]
-        tokens = self.tokenizer(
-            *texts,
-            max_length=self.maxlength,
-            truncation=self.maxlength is not None,
-            return_attention_mask=False,
-        )
-        return {
-            **{k: tokens[k] for k in self.token_columns},
-            "labels": self.map.encode(batch[label]),
-        }
+        tokens = encode_texts(self.tokenizer, texts, self.maxlength, self.token_columns)
+        return {**tokens, "labels": self.map.encode(batch[label])}
 
     def _check_table(self, table: pa.Table, start: int, split: str) -> None:
         *texts, label = self.names
@@ -259,6 +258,9 @@ def label_map(
         found: The labels of the training rows.
         names: Names that the data set itself declares (`ClassLabel`), or None.
         head: Class id -> name of a classifier that the base already carries, or None.
+
+    Raises:
+        ValueError: There is no row, one class only, or lists that fit no kind of problem.
     """
     if not found.rows and names is None:
         raise ValueError("The training data has no rows.")

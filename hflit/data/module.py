@@ -6,8 +6,8 @@ import hashlib
 import json
 import logging
 import signal
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,13 +23,15 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler
 from transformers.trainer_utils import seed_worker
 
 from hflit.data.batching import BatchOrder, Collator, Order, TokenRows, WindowLoader, grouped
+from hflit.data.budget import budgeted
 from hflit.data.dealing import Deal
-from hflit.data.tokenization import Tokenization
+from hflit.data.tokenization import Tokenization, first_row
 from hflit.ranks import from_first
 
 logger = logging.getLogger(__name__)
 
 GROUPED = ("group_by_length", "batch_rebalance")  # orders that depend on the lengths of rows
+NO_TOKENS = ": its text is empty to the tokenizer. Leave such rows out."
 LOADING_SECONDS = 60  # that a worker still loads data after SIGTERM
 SAMPLED_ROWS = 2_000  # that tell one set of training rows from another
 SPLITS = {"train": "training", "validation": "validation"}  # name -> how errors call it
@@ -49,6 +51,8 @@ class DataModule(L.LightningDataModule):
             the kind of data, and read them from disk as needed; False holds them in memory.
         parity: Draw masks from the global random numbers, as transformers does; otherwise from a
             seed of each batch.
+        max_tokens_per_batch: Training batches hold as many rows as fit, with padding, in place of
+            `per_device_train_batch_size`.
     """
 
     def __init__(
@@ -61,16 +65,19 @@ class DataModule(L.LightningDataModule):
         tokenizebatch: int = 1000,
         cache: bool = True,
         parity: bool = False,
+        max_tokens_per_batch: int | None = None,
     ) -> None:
         super().__init__()
         self.data = {"train": train, "validation": validation}
         self.readers: dict[str, Callable[..., Any]] = dict.fromkeys(SPLITS, self.read)
+        self.files: dict[str, Any] = {}  # names of the data, where they were given by name
         self.tokenization = tokenization
         self.args = args
         self.tokenizers = tokenizers
         self.tokenizebatch = tokenizebatch
         self.cache = cache
         self.parity = parity
+        self.max_tokens_per_batch = max_tokens_per_batch
         self.start = (0, 0)  # first epoch, and windows of it to leave out, see `WindowLoader`
         self.rows: dict[str, Any] = {}
         self.tokens: dict[str, Any] = {}
@@ -97,27 +104,47 @@ class DataModule(L.LightningDataModule):
         """Read, check and tokenize; whatever is wrong with the data is raised here."""
         if self.tokens:  # Lightning calls again what the call has done before it loads weights
             return
-        rows = self.rows
-        for split, told in SPLITS.items():
-            if self.data[split] is not None:
-                names, lengths = self.tokenization.names, self._length_column(split)
-                columns = list(dict.fromkeys([*names, lengths or names[0]]))
-                rows[split] = self.readers[split](
-                    self.data[split], columns, told, self.tokenization.converters
-                )
-                if lengths is not None:
-                    self.lengths[split] = list(rows[split][lengths])
-                    rows[split] = rows[split].select_columns(names)
-        self.tokenization.fit(rows["train"], self._rows_of_stream(rows["train"]))
-        if "validation" in rows:
-            self.tokenization.check(rows["validation"], "validation")
-        for split in rows:
-            tokens = self._tokenize(rows[split], split)
-            if split == "train":
-                tokens = tokens.remove_columns(list(self.tokenization.evaluation_columns))
-            self.tokens[split] = self.tokenization.arrange(tokens)
-            if self.args.train_sampling_strategy in GROUPED:
-                self._measure(split)
+        given = [split for split in SPLITS if self.data[split] is not None]
+        for step in (self._read, self._check, self._encode):
+            for split in given:
+                with self._file_told(split):
+                    step(split)
+
+    @contextmanager
+    def _file_told(self, split: str) -> Iterator[None]:
+        """Let errors about rows of a file begin with its name."""
+        try:
+            yield
+        except ValueError as error:
+            if split not in self.files or f"{self.files[split]}" in f"{error}":
+                raise
+            raise ValueError(f"{self.files[split]}: {error}") from error
+
+    def _read(self, split: str) -> None:
+        names, lengths = self.tokenization.names, self._length_column(split)
+        columns = list(dict.fromkeys([*names, lengths or names[0]]))
+        converters = self.tokenization.converters
+        rows = self.readers[split](self.data[split], columns, SPLITS[split], converters)
+        if lengths is not None:
+            self.lengths[split] = list(rows[lengths])
+            rows = rows.select_columns(names)
+        self.rows[split] = rows
+
+    def _check(self, split: str) -> None:
+        rows = self.rows[split]
+        if split == "train":
+            self.tokenization.fit(rows, self._rows_of_stream(rows))
+        else:
+            self.tokenization.check(rows, SPLITS[split])
+
+    def _encode(self, split: str) -> None:
+        tokens = self._tokenize(self.rows[split], split)
+        if split == "train":
+            tokens = tokens.remove_columns(list(self.tokenization.evaluation_columns))
+        self.tokens[split] = self.tokenization.arrange(tokens)
+        needs_lengths = split == "train" and self.max_tokens_per_batch is not None
+        if self.args.train_sampling_strategy in GROUPED or needs_lengths:
+            self._measure(split)
 
     def train_dataloader(self) -> WindowLoader:
         """Windows of micro-batches, in the order that `train_sampling_strategy` names."""
@@ -126,7 +153,9 @@ class DataModule(L.LightningDataModule):
         strategy, lengths = args.train_sampling_strategy, self.lengths.get("train", [])
         windows = args.per_device_train_batch_size * args.gradient_accumulation_steps
         order: dict[str, Any] = {}
-        if strategy == "group_by_length":
+        if self.max_tokens_per_batch is not None:
+            order["batches"] = budgeted(lengths, self.max_tokens_per_batch, seed, args.world_size)
+        elif strategy == "group_by_length":
             order["order"] = grouped(lengths, windows, None if self.parity else seed)
             if self.parity:
                 order["order"] = self._agreed(order["order"])
@@ -202,6 +231,7 @@ class DataModule(L.LightningDataModule):
         order: Order | None = None,
         rebalanced: BatchRebalanceSampler | None = None,
         deal: Deal | None = None,
+        batches: Callable[[int], list[list[int]]] | None = None,
         **options: Any,
     ) -> DataLoader:
         args, tokens = self.args, self.tokens[split]
@@ -225,10 +255,11 @@ class DataModule(L.LightningDataModule):
             )
         rows = TokenRows(tokens)
         draws = None if self.parity else args.seed
-        batches = BatchOrder(
-            len(rows), batch_size, seed, args.dataloader_drop_last, draws, order, rebalanced, deal
+        drop_last = args.dataloader_drop_last
+        made = BatchOrder(
+            len(rows), batch_size, seed, drop_last, draws, order, rebalanced, deal, batches
         )
-        return DataLoader(rows, batch_sampler=batches, **options)
+        return DataLoader(rows, batch_sampler=made, **options)
 
     def _length_column(self, split: str) -> str | None:
         """The column of row lengths: of a Dataset that has it, or one that was asked for."""
@@ -245,9 +276,15 @@ class DataModule(L.LightningDataModule):
     def _measure(self, split: str) -> None:
         tokens = self.tokens[split]
         if not isinstance(tokens, datasets.Dataset):
+            if self.max_tokens_per_batch is not None:
+                asked = f"max_tokens_per_batch={self.max_tokens_per_batch}"
+                instead = "Leave it out."
+            else:
+                asked = f"train_sampling_strategy={self.args.train_sampling_strategy!r}"
+                instead = "Use 'random'."
             raise ValueError(
-                f"train_sampling_strategy={self.args.train_sampling_strategy!r} needs the lengths "
-                "of all rows, which streaming data does not tell. Use 'random'."
+                f"{asked} needs the lengths of all rows, which streaming data does not tell. "
+                f"{instead}"
             )
         if split not in self.lengths:
             ids = tokens.with_format("arrow")[:]["input_ids"]
@@ -291,8 +328,8 @@ class DataModule(L.LightningDataModule):
         shared = self.cache and self.args.world_size > 1
         try:
             with FileLock(f"{encode['cache_file_name']}.lock") if shared else nullcontext():
-                tokens = rows.map(
-                    self.tokenization,
+                tokens = rows.with_format("arrow").map(
+                    self.tokenization.table,
                     **encode,
                     num_proc=self.tokenizers,
                     new_fingerprint=key,
@@ -302,8 +339,19 @@ class DataModule(L.LightningDataModule):
         finally:
             if quiet:
                 datasets.enable_progress_bars()
+        self._check_tokens(tokens, split)
         self._report_cut(tokens, split)
-        return tokens
+        return tokens.with_format(None)
+
+    def _check_tokens(self, tokens: datasets.Dataset, split: str) -> None:
+        """Raise ValueError where there is not a single token to learn from."""
+        table = tokens.with_format("arrow")[:]
+        for column in self.tokenization.limits.values():
+            row = first_row(pc.equal(pc.list_value_length(table[column]), 0))
+            if row is not None:
+                raise ValueError(f"Row {row} of the {SPLITS[split]} data has no tokens{NO_TOKENS}")
+        if not pc.any(pc.greater(pc.list_value_length(table["input_ids"]), 0)).as_py():
+            raise ValueError(f"The {SPLITS[split]} data has no tokens{NO_TOKENS}")
 
     def _report_cut(self, tokens: datasets.Dataset, split: str) -> None:
         for name, column in self.tokenization.limits.items():

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from hflit.data.answers import find_answer, place_answer, read_answers
 from hflit.data.batching import Batch
-from hflit.data.tokenization import Tokenization, check_texts, scan
+from hflit.data.tokenization import Columns, Tokenization, check_texts, scan
 
 logger = logging.getLogger(__name__)
 
@@ -137,14 +137,15 @@ class Questions(Tokenization):
                 *(len(skipped), count, split, skipped[0]),
             )
 
-    def __call__(
-        self, batch: dict[str, list[Any]], indices: list[int] | None = None
-    ) -> dict[str, list[Any]]:
+    def encode(self, batch: dict[str, list[Any]], indices: list[int] | None = None) -> Columns:
         """Encode rows; each makes one span or more.
 
         Args:
             batch: Rows.
             indices: Their numbers in the data; None counts from 0.
+
+        Raises:
+            ValueError: An answer is not in its context, or a question leaves no room for it.
         """
         rows, questions, contexts, places = [], [], [], []
         columns = (indices or range(len(batch[self.names[0]])), *(batch[n] for n in self.names))

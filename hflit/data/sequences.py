@@ -11,7 +11,14 @@ import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
 from hflit.data.batching import IGNORE_INDEX
-from hflit.data.tokenization import Tokenization, check_texts, first_row, scan
+from hflit.data.tokenization import (
+    Columns,
+    Tokenization,
+    check_texts,
+    encode_texts,
+    first_row,
+    scan,
+)
 
 
 class Sequences(Tokenization):
@@ -85,22 +92,23 @@ class Sequences(Tokenization):
         if not count:
             raise ValueError(f"The {split} data has no rows.")
 
-    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    def encode(self, batch: dict[str, list[Any]], indices: list[int] | None = None) -> Columns:
         """Encode sources and first targets, each cut to its own length."""
         source, target = self.names
-        tokens = self.tokenizer(
-            [self.prefix + text for text in batch[source]],
-            max_length=self.maxlength,
-            truncation=self.maxlength is not None,
-            return_attention_mask=False,
-        )
-        labels = self.tokenizer(
-            text_target=[_all_of(texts)[0] for texts in batch[target]],
-            max_length=self.target_maxlength,
-            truncation=self.target_maxlength is not None,
-            return_attention_mask=False,
-        )
-        return {**{k: tokens[k] for k in self.token_columns}, "labels": labels["input_ids"]}
+        sources = [self.prefix + text for text in batch[source]]
+        targets = [_all_of(texts)[0] for texts in batch[target]]
+        tokens = encode_texts(self.tokenizer, [sources], self.maxlength, self.token_columns)
+        if hasattr(self.tokenizer, "_switch_to_target_mode"):
+            labels = self.tokenizer(
+                text_target=targets,
+                max_length=self.target_maxlength,
+                truncation=self.target_maxlength is not None,
+                return_attention_mask=False,
+            )
+        else:
+            longest = self.target_maxlength
+            labels = encode_texts(self.tokenizer, [targets], longest, ["input_ids"])
+        return {**tokens, "labels": labels["input_ids"]}
 
 
 def references(rows: Any) -> Iterator[list[str]]:

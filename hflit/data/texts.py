@@ -13,7 +13,7 @@ import torch
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
 from hflit.data.batching import IGNORE_INDEX, Batch
-from hflit.data.tokenization import Tokenization, check_texts, scan
+from hflit.data.tokenization import Columns, Tokenization, check_texts, encode_texts, scan
 
 MERGES = ("concat", "pack", None)
 
@@ -94,28 +94,29 @@ class Texts(Tokenization):
         if not count:
             raise ValueError(f"The {split} data has no rows.")
 
-    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    def encode(self, batch: dict[str, list[Any]], indices: list[int] | None = None) -> Columns:
         """Encode texts; only rows that are not merged are cut to `maxlength`."""
-        cut = self.merge is None and self.maxlength is not None
-        tokens = self.tokenizer(
-            *(batch[name] for name in self.names),
-            max_length=self.maxlength if cut else None,
-            truncation=cut,
-            return_attention_mask=False,
-            return_special_tokens_mask=self.masked,
-            return_offsets_mapping=self.whole_word,
-            verbose=False,  # no advice about rows that merging will cut
-        )
+        longest = self.maxlength if self.merge is None else None
+        texts = [batch[name] for name in self.names]
+        names = [name for name in self.features if name != "word_starts"]
+        encoded = encode_texts(self.tokenizer, texts, longest, names)
         if self.whole_word:
-            tokens["word_starts"] = [_word_starts(row) for row in tokens["offset_mapping"]]
-        encoded = {name: tokens[name] for name in self.features}
+            tokens = self.tokenizer(
+                *texts,
+                max_length=longest,
+                truncation=longest is not None,
+                return_offsets_mapping=True,
+                verbose=False,
+            )
+            encoded["word_starts"] = [_word_starts(row) for row in tokens["offset_mapping"]]
         if self.adds_eos:
             # A row cut at maxlength has no end to learn.
             fill = {"input_ids": self.tokenizer.eos_token_id, "special_tokens_mask": 1}
             for name, rows in encoded.items():
-                for row in rows:
-                    if not cut or len(row) < (self.maxlength or 0):
-                        row.append(fill.get(name, 0))
+                kind = self.features[name].feature.pa_type
+                encoded[name] = _appended(
+                    pa.array(rows, pa.list_(kind)), fill.get(name, 0), longest
+                )
         return encoded
 
     def arrange(self, tokens: Any) -> Any:
@@ -243,6 +244,16 @@ def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
                 insort(rooms, left)
             with_room[left].append(chosen)
     return packs
+
+
+def _appended(rows: pa.ListArray, value: int, longest: int | None) -> pa.ListArray:
+    """Rows with one more value at their end, those of `longest` values excepted."""
+    lengths = rows.value_lengths().to_numpy()
+    grows = np.full(len(lengths), True) if longest is None else lengths < longest
+    ends = np.cumsum(lengths)
+    values = np.insert(rows.flatten().to_numpy(), ends[grows], value)
+    offsets = np.concatenate([[0], ends + np.cumsum(grows)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
 def _ends_texts(tokenizer: PreTrainedTokenizerBase) -> bool:

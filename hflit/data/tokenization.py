@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any, ClassVar
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
 
 import hflit
 from hflit.data.batching import Batch
+
+Columns = dict[str, Any]  # name -> list or Arrow array
 
 SCAN_ROWS = 10_000  # rows read at a time when data is looked through before tokenizing
 
@@ -106,9 +111,26 @@ class Tokenization:
         """Raise ValueError naming the first row that cannot be encoded."""
         raise NotImplementedError
 
-    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Encode a batch of rows."""
+    def encode(self, batch: dict[str, list[Any]], indices: list[int] | None = None) -> Columns:
+        """Encode a batch of rows.
+
+        Args:
+            batch: Rows, as columns.
+            indices: Their numbers, where `with_indices` says so.
+        """
         raise NotImplementedError
+
+    def __call__(
+        self, batch: dict[str, list[Any]], indices: list[int] | None = None
+    ) -> dict[str, list[Any]]:
+        """As `encode`, in lists."""
+        columns = self.encode(batch, indices).items()
+        return {k: v.to_pylist() if isinstance(v, pa.Array) else v for k, v in columns}
+
+    def table(self, rows: pa.Table, indices: list[int] | None = None) -> pa.Table:
+        """As `encode`, from Arrow to Arrow."""
+        columns = self.encode(rows.to_pydict(), indices)
+        return pa.table(columns, schema=self.features.arrow_schema)
 
     def arrange(self, tokens: Any) -> Any:
         """Merge tokenized rows, where a task does; called once with all of them."""
@@ -139,6 +161,85 @@ class Tokenization:
             "maxlength": self.maxlength,
             "tokenizer": tokenizer_settings(self.tokenizer),
         }
+
+
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[list[str]],
+    maxlength: int | None,
+    names: Iterable[str],
+) -> Columns:
+    """Columns of what a tokenizer makes of texts, or of pairs of texts.
+
+    Fast tokenizers are asked in Rust, in all its threads, and their answers go into Arrow without
+    the lists of lists that transformers makes of them; the ids are the same.
+
+    Args:
+        tokenizer: Fast or slow.
+        texts: The first text of all rows, then perhaps the second.
+        maxlength: Tokens to cut rows at, or None.
+        names: Columns wanted: `input_ids`, `token_type_ids`, `special_tokens_mask`.
+    """
+    names = list(names)
+    if not _asks_rust_alone(tokenizer):
+        tokens = tokenizer(
+            *texts,
+            max_length=maxlength,
+            truncation=maxlength is not None,
+            return_attention_mask=False,
+            return_special_tokens_mask="special_tokens_mask" in names,
+            verbose=False,  # no advice about rows that merging will cut
+        )
+        return {name: tokens[name] for name in names}
+    fast: Any = tokenizer
+    cut = TruncationStrategy.LONGEST_FIRST if maxlength is not None else None
+    fast.set_truncation_and_padding(
+        padding_strategy=PaddingStrategy.DO_NOT_PAD,
+        truncation_strategy=cut or TruncationStrategy.DO_NOT_TRUNCATE,
+        max_length=maxlength,
+        stride=0,
+        pad_to_multiple_of=None,
+        padding_side=None,
+    )
+    backend = fast.backend_tokenizer
+    backend.encode_special_tokens = fast.split_special_tokens
+    found = backend.encode_batch_fast(
+        texts[0] if len(texts) == 1 else list(zip(*texts, strict=True))
+    )
+    offsets = np.zeros(len(found) + 1, np.int32)
+    np.cumsum(np.fromiter(map(len, found), np.int32, len(found)), out=offsets[1:])
+
+    def column(attribute: str, dtype: Any) -> pa.ListArray:
+        each = chain.from_iterable(getattr(row, attribute) for row in found)
+        values = np.fromiter(each, dtype, offsets[-1])
+        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+    columns: Columns = {}
+    for name in names:
+        if name == "token_type_ids" and len(texts) == 1 and not any(found[0].type_ids):
+            # Of single texts the template decides, and it says 0.
+            zeros = pa.array(np.zeros(offsets[-1], np.int8))
+            columns[name] = pa.ListArray.from_arrays(pa.array(offsets), zeros)
+        else:
+            columns[name] = column(*RUST[name])
+    return columns
+
+
+# Column -> what the Rust library calls it, and the smallest type that holds it.
+RUST = {
+    "input_ids": ("ids", np.int32),
+    "token_type_ids": ("type_ids", np.int8),
+    "special_tokens_mask": ("special_tokens_mask", np.int8),
+}
+
+
+def _asks_rust_alone(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer encodes as its Rust backend does, with nothing of its own around it."""
+    own = ("__call__", "_encode_plus", "_batch_encode_plus")
+    return tokenizer.is_fast and all(
+        getattr(type(tokenizer), name, None) is getattr(PreTrainedTokenizerFast, name, None)
+        for name in own
+    )
 
 
 def tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -192,6 +293,12 @@ def check_texts(table: pa.Table, start: int, names: list[str], split: str) -> No
         empty = first_row(pc.is_null(column))
         if empty is not None:
             raise ValueError(f"Row {start + empty} of the {split} data has no text in {name!r}.")
+        if f"{column.type}".startswith("extension<arrow.json"):  # a JSON file whose values vary
+            values = enumerate(column.to_pylist(), start)
+            row, odd = next(each for each in values if not each[1].startswith('"'))
+            raise ValueError(
+                f"Column {name!r} of the {split} data mixes kinds: row {row} holds {odd}, not text."
+            )
         if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
             raise ValueError(
                 f"Column {name!r} of the {split} data holds {column.type}, not text: row {start} "

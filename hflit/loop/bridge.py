@@ -30,13 +30,14 @@ from transformers.trainer_callback import (
 )
 from transformers.trainer_utils import SaveStrategy, speed_metrics
 
-from hflit.loop.checkpoints import Checkpoints
+from hflit.loop.checkpoints import Checkpoints, random_states
 from hflit.loop.memory import MemoryTracker
 from hflit.loop.precision import full_eval
 from hflit.loop.resume import OWN, Checkpoint
 from hflit.loop.stops import Stop, Stops
 from hflit.loop.trackers import TRACKERS
 from hflit.ranks import total
+from hflit.tasks.failures import broken_weight
 from hflit.tasks.module import FOLLOWS_EVALUATIONS, TaskModule
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class Bridge(L.Callback):
         self.world = args.world_size
         self.module = module
         self.is_training = False
+        self.is_whole = False  # whether the weights are those of a whole update
         self.checkpoints = checkpoints
         self.stops = stops
         self.stopped: Signals | None = None  # what all processes know to have been received
@@ -132,17 +134,23 @@ class Bridge(L.Callback):
         self.handler.lr_scheduler = trainer.lr_scheduler_configs[0].scheduler
         self.handler.train_dataloader = loader
 
-        batch_rows = args.per_device_train_batch_size * accumulation * trainer.world_size
+        batch_rows: float = args.per_device_train_batch_size * accumulation * trainer.world_size
+        if getattr(loader.sampler, "batches", None) is not None:  # of as many rows as fit
+            batch_rows = loader.sampler.rows / len(loader.sampler) * accumulation
         self.planned_rows: float = max_steps * batch_rows
         if args.max_steps <= 0:
             self.planned_rows = len(loader.batches.dataset) * args.num_train_epochs
         model: Any = pl_module.model
         self.flos_per_token = 6 * model.num_parameters(exclude_embeddings=True)
-        self.padded_tokens = 0
+        self.padded_tokens = self.computed_tokens = 0
+        self.tokens = torch.zeros((), dtype=torch.long, device=pl_module.device)
         self.loss = torch.zeros((), device=pl_module.device)
         self.loss_logged = 0.0  # summed over the updates that have been logged
         self.step_logged = self.steps_before = self.steps_unsummed = self.step_saved = 0
         self.waits_for_random = False
+        self.step_tried = 0  # the last update after which a checkpoint was begun
+        self.settled: tuple[dict[str, Any], bool] | None = None
+        self.module.rows_of = getattr(loader, "rows_of", self.module.rows_of)
         self.start = time.time()
         if self.world > 1:
             self.stops.listen()
@@ -181,19 +189,19 @@ class Bridge(L.Callback):
         for loss in outputs["losses"]:  # one by one: transformers' order of summing
             self._add_loss(loss)
         self.padded_tokens += outputs["padded_tokens"]
+        self.computed_tokens += outputs["computed_tokens"]
+        self.tokens += outputs["tokens"]
         counted = {"all": "padded_tokens", "non_padding": "tokens"}
         count = counted.get(f"{self.args.include_num_input_tokens_seen}")
         self.state.num_input_tokens_seen += self._agree(outputs[count] if count else 0)
         self.state.global_step += 1
         done = min((batch_idx + 1) * self.args.gradient_accumulation_steps, self.epoch_batches)
         self.state.epoch = trainer.current_epoch + done / self.epoch_batches
-        self.place = (trainer.current_epoch, batch_idx + 1)
+        self._stand(trainer, batch_idx, trainer.is_last_batch)
         self._event("on_step_end")
-        # Saved before the end of its epoch is told of; whoever goes on makes up for that.
-        self.epoch_is_open = trainer.is_last_batch or self.control.should_epoch_stop
-        if self.epoch_is_open:
-            self.place = (trainer.current_epoch + 1, 0)
+        self._stand(trainer, batch_idx, trainer.is_last_batch or self.control.should_epoch_stop)
         self._act(trainer)
+        self._settle()
         self._stop_if_asked(trainer)
         if self.control.should_epoch_stop and not self.control.should_training_stop:
             raise StopIteration  # ends Lightning's epoch
@@ -203,6 +211,7 @@ class Bridge(L.Callback):
         self.epoch_is_open = False
         self._event("on_epoch_end")
         self._act(trainer)
+        self._settle()
         self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -224,7 +233,11 @@ class Bridge(L.Callback):
         figures["train_loss"] = self.loss_logged / max(step - self.steps_unsummed, 0.001)
         self.memory.end("train", figures)
         self.is_training = False
-        self.metrics.update(figures)
+        # Not in the log, whose entries are those of transformers.
+        read = torch.stack([self.tokens, torch.full_like(self.tokens, self.computed_tokens)])
+        tokens, computed = total(read, self.world).tolist()
+        padding = {"train_padding_share": 1 - tokens / max(computed, 1)}
+        self.metrics.update({**figures, **padding})
         self._log(trainer, figures)
         is_best = self.checkpoints.load_best(self.state)
         self.checkpoints.keep_only_best(self.state)
@@ -245,8 +258,10 @@ class Bridge(L.Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Stop measuring."""
+        """Stop measuring; save the last whole state, where checkpoints are wanted."""
         self.memory.abandon()
+        if isinstance(exception, Exception):
+            self._save_what_is_whole(trainer, exception)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End a run that went on from its end, for which Lightning has no epoch to start."""
@@ -302,13 +317,53 @@ class Bridge(L.Callback):
         if is_stream:  # whose loader is open already: draw what opening it draws
             torch.empty((), dtype=torch.int64).random_()
 
+    def _stand(self, trainer: L.Trainer, batch_idx: int, ends_epoch: bool) -> None:
+        """Note where in the data the run is."""
+        # Saved before the end of its epoch is told of; whoever goes on makes up for that.
+        self.epoch_is_open = ends_epoch
+        epoch = trainer.current_epoch
+        self.place = (epoch + 1, 0) if ends_epoch else (epoch, batch_idx + 1)
+        self.is_whole, self.settled = True, None
+
+    def _settle(self) -> None:
+        """Note the random numbers of an update after which nothing more is due."""
+        if self.wants_checkpoints and self.world == 1:
+            self.settled = (random_states(), self.epoch_is_open)
+
+    @property
+    def wants_checkpoints(self) -> bool:
+        """Whether a run that ends early is to leave a checkpoint."""
+        args = self.args
+        return args.save_strategy != SaveStrategy.NO or args.enable_jit_checkpoint
+
+    def _save_what_is_whole(self, trainer: L.Trainer, exception: Exception) -> None:
+        retried = self.args.auto_find_batch_size and should_reduce_batch_size(exception)
+        # Several processes would wait for the one that failed.
+        if not (self.is_whole and self.wants_checkpoints) or retried or self.world > 1:
+            return
+        step = self.state.global_step
+        folder = f"checkpoint-{step}"
+        if self.step_tried != step:
+            if broken_weight(self.module.model):
+                logger.warning("%s is not written: its weights are not finite.", folder)
+                return
+            states = None
+            if self.settled is not None:
+                states, self.epoch_is_open = self.settled
+            try:
+                self._save(trainer, states)
+            except Exception as error:  # the first one is the one to be told
+                logger.warning("%s could not be written: %s", folder, error)
+        if self.step_saved == step:
+            told = "The run failed after update %d; %s is saved. Go on with checkpoint=True."
+            logger.warning(told, step, folder)
+
     def _stop_if_asked(self, trainer: L.Trainer) -> None:
         stopped = self.stops.received if self.world == 1 else self.stopped
         if stopped is None:
             return
-        args, step = self.args, self.state.global_step
-        wanted = args.save_strategy != SaveStrategy.NO or args.enable_jit_checkpoint
-        if wanted and self.step_saved != step:
+        step = self.state.global_step
+        if self.wants_checkpoints and self.step_saved != step:
             self._save(trainer)
         if self.step_saved == step:
             told = f"checkpoint-{step} is saved. Go on with checkpoint=True."
@@ -332,9 +387,10 @@ class Bridge(L.Callback):
         if self.control.should_training_stop:
             trainer.should_stop = True
 
-    def _save(self, trainer: L.Trainer) -> None:
+    def _save(self, trainer: L.Trainer, random: dict[str, Any] | None = None) -> None:
         if not self.args.output_dir:
             return
+        self.step_tried = self.state.global_step
         self._store_flos()
         norm = self.update["grad_norm"]
         own = {
@@ -355,7 +411,7 @@ class Bridge(L.Callback):
         stateful: Any = self._new_state().stateful_callbacks
         stateful[OWN] = own
         self.state.stateful_callbacks = stateful
-        if self.checkpoints.save(trainer, self.state, self.module.shards):
+        if self.checkpoints.save(trainer, self.state, self.module.shards, random):
             self.step_saved = self.state.global_step
             self._event("on_save")
 
@@ -387,7 +443,7 @@ class Bridge(L.Callback):
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
-            raise RuntimeError(
+            raise MemoryError(
                 "Evaluation needs more memory than there is: lower per_device_eval_batch_size."
             ) from error
         self._log(trainer, figures)
@@ -453,6 +509,8 @@ class Bridge(L.Callback):
 
     def _event(self, name: str, **details: Any) -> None:
         self.control = getattr(self.handler, name)(self.args, self.state, self.control, **details)
+        if name == "on_pre_optimizer_step":
+            self.is_whole = False  # until all that belongs to the update is done
 
     def _new_state(self) -> TrainerState:
         known: list[Any] = [*self.handler.callbacks, self.control]

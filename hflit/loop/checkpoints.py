@@ -13,11 +13,21 @@ import lightning.pytorch as L
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedTokenizerBase, TrainerState, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainerState
 from transformers.trainer_utils import SaveStrategy
 
+from hflit.arguments import Arguments
 from hflit.artifacts import save_artifacts
-from hflit.loop.folders import SCALE, SHARES, aside, numbered, random_file, remove, write_whole
+from hflit.loop.folders import (
+    SCALE,
+    SHARES,
+    aside,
+    flaw,
+    numbered,
+    random_file,
+    remove,
+    write_whole,
+)
 from hflit.loop.resume import Checkpoint, load_weights
 from hflit.ranks import everyones, from_first
 from hflit.sharding import Shards, save_shares, whole_state
@@ -34,30 +44,43 @@ class Checkpoints:
         tokenizer: Saved beside it.
         run: What makes this run: name -> value that JSON can hold.
         resumed: The checkpoint to go on from.
+        failed_save: Whether a run should `continue` or `stop` where one cannot be written.
     """
 
     def __init__(
         self,
-        args: TrainingArguments,
+        args: Arguments,
         model: Any,
         tokenizer: PreTrainedTokenizerBase,
         run: dict[str, Any],
         resumed: Checkpoint | None = None,
+        failed_save: str = "continue",
     ) -> None:
         self.args, self.model, self.tokenizer = args, model, tokenizer
         self.run = run
         self.resumed = resumed
+        self.failed_save = failed_save
 
-    def save(self, trainer: L.Trainer, state: TrainerState, shards: Shards | None = None) -> bool:
+    def save(
+        self,
+        trainer: L.Trainer,
+        state: TrainerState,
+        shards: Shards | None = None,
+        random: dict[str, Any] | None = None,
+    ) -> bool:
         """Write `checkpoint-N`, then delete what `save_total_limit` leaves no room for.
 
         Args:
             trainer: The run.
             shards: Those of the model, if it is sharded.
             state: Written too; its `best_model_checkpoint` is brought up to date.
+            random: States of the random numbers of a single process, where not those of now.
 
         Returns:
             Whether it was written. If not, a warning says why, and what was there is still whole.
+
+        Raises:
+            OSError: It could not be written, and the run is not to go on without.
         """
         output_dir = cast(str, self.args.output_dir)
         folder = Path(output_dir, f"checkpoint-{state.global_step}")
@@ -68,13 +91,15 @@ class Checkpoints:
                 state.best_model_checkpoint = best
 
         world, should_save = self.args.world_size, self.args.should_save
-        random_states = everyones(_random_states(), world)
-        shares, problem = from_first(aside(folder, "shares"), world), None
+        states_of_all = everyones(random or random_states(), world)
+        shares = from_first(aside(folder, "shares"), world)
+        problem: Exception | None = None
         has_shares = shards is not None and shards.is_open and self.args.saves_shares
         optimizer: Any = None
         try:
             if has_shares and not self.args.save_only_model:
-                save_shares(shards.module.model, trainer.optimizers[0], shares)
+                model: Any = trainer.lightning_module.model
+                save_shares(model, trainer.optimizers[0], shares)
             elif not self.args.save_only_model:
                 optimizer = whole_state(trainer.optimizers[0], keep=should_save)
         except OSError as error:
@@ -95,7 +120,7 @@ class Checkpoints:
                 torch.save(schedule.state_dict(), part / "scheduler.pt")
                 if scale := trainer.precision_plugin.state_dict():  # of float16 gradients
                     torch.save(scale, part / SCALE)
-                for rank, states in enumerate(random_states):
+                for rank, states in enumerate(states_of_all):
                     torch.save(states, part / random_file(rank, world))
 
         if should_save:
@@ -104,17 +129,20 @@ class Checkpoints:
                 self._rotate(folder, state.best_model_checkpoint)
             except (OSError, RuntimeError, SafetensorError) as error:  # each library's disk full
                 problem = error
-                told = "%s could not be written, and the run goes on: %s"
-                logger.warning(told, folder, error)
         if shards is not None:
             shards.empty()
-        is_lost = from_first(problem is not None, world)
+        told = f"{folder} could not be written: {problem}. {_newest_whole(folder.parent)}"
+        failed = from_first(None if problem is None else told, world)
         if has_shares and self.args.local_process_index == 0:
             shutil.rmtree(shares, ignore_errors=True)  # there no more, if all went well
-        if is_lost:
-            state.best_model_checkpoint = best_before
-            return False
-        return True
+        if failed is None:
+            return True
+        state.best_model_checkpoint = best_before
+        if self.failed_save == "stop":
+            raise OSError(f"{failed} Make room, and go on with checkpoint=True.")
+        if should_save:
+            logger.warning("%s The run goes on.", failed)
+        return False
 
     def load_best(self, state: TrainerState) -> bool:
         """Give the model the best weights, if `load_best_model_at_end`; True if it got them."""
@@ -150,7 +178,13 @@ class Checkpoints:
             remove(folder)
 
 
-def _random_states() -> dict[str, Any]:
+def _newest_whole(output_dir: Path) -> str:
+    whole = next((each for each in reversed(numbered(output_dir)) if not flaw(each)), None)
+    return f"{whole} is still whole." if whole else "No earlier one is there."
+
+
+def random_states() -> dict[str, Any]:
+    """Of the generators of this process, as transformers saves them."""
     states = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),

@@ -12,6 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainingArguments
 
+from hflit.checks import listed
+
 
 class ForwardPrecision(MixedPrecision):
     """Autocast that a task enters around its model, and nothing else.
@@ -53,6 +55,13 @@ class ForwardPrecision(MixedPrecision):
     def forward_context(self) -> AbstractContextManager[Any]:  # type: ignore[override]  # the base yields
         """Lightning's context for whole steps: does nothing here."""
         return nullcontext()
+
+
+def set_precision(flags: dict[str, Any], args: TrainingArguments) -> None:
+    """Put the plugin of this file in place of a mixed precision among the flags of a trainer."""
+    if flags["precision"] in ("bf16-mixed", "16-mixed"):
+        plugin = ForwardPrecision(flags.pop("precision"), "cpu" if args.use_cpu else "cuda")
+        flags["plugins"] = [plugin, *listed(flags.get("plugins"))]
 
 
 @contextmanager

@@ -42,6 +42,8 @@ FIXED_ARGUMENTS = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed"),
     *("train_sampling_strategy", "dataloader_drop_last", "optim", "learning_rate"),
     *("weight_decay", "lr_scheduler_type"),
+    # The checkpoint brings these along, and new ones would be ignored.
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "optim_target_modules"),
 )
 # What makes the rows of an update: other processes may go on if their product stays the same.
 SPLIT = ("processes", "per_device_train_batch_size", "gradient_accumulation_steps")
@@ -74,7 +76,9 @@ class Checkpoint:
         if "processes" in changed:
             # These orders depend on the size of a batch.
             order = run["train_sampling_strategy"]
-            is_free = order in ("random", "sequential") and not run["dataloader_drop_last"]
+            is_free = order in ("random", "sequential") and not (
+                run["dataloader_drop_last"] or run["max_tokens_per_batch"]
+            )
             if is_free and "rows_per_update" not in changed:
                 changed -= set(SPLIT)
             elif is_free:
@@ -138,8 +142,7 @@ class Checkpoint:
         if not (self.folder / name).is_file():  # a folder of transformers, of more or fewer ranks
             logger.warning("%s is missing: random numbers start anew.", self.folder / name)
             return
-        with safe_globals():
-            states = self._tensors(name)
+        states = self._tensors(name)
         random.setstate(states["python"])
         np.random.set_state(states["numpy"])
         torch.random.set_rng_state(states["cpu"])
@@ -175,10 +178,8 @@ class Checkpoint:
         return type(exportable).from_state(state)
 
     def _tensors(self, name: str) -> Any:
-        try:
+        with safe_globals():  # of numpy, for random numbers
             return torch.load(self.folder / name, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds, for files that are no tensors
-            raise ValueError(f"{self.folder / name} cannot be read: {error}") from error
 
 
 def find(checkpoint: Any, args: TrainingArguments) -> Checkpoint | None:
@@ -203,10 +204,12 @@ def find(checkpoint: Any, args: TrainingArguments) -> Checkpoint | None:
         clean(Path(cast(str, args.output_dir)))
     if wanted is None or wanted is False:
         return None
+    if not isinstance(wanted, (bool, str, os.PathLike)):
+        raise TypeError(f"checkpoint={wanted!r} must be True or the name of a folder.")
     if wanted is True:
         return _read(_newest(args.output_dir))
-    folder = Path(wanted)
-    problem = flaw(folder) or _lack(folder)
+    folder = Path(f"{wanted}")
+    problem = flaw(folder) or _lack(folder) or _unreadable(folder)
     if problem:
         raise ValueError(
             f"checkpoint={str(wanted)!r} cannot be resumed: {problem}. Name another folder, "
@@ -221,7 +224,7 @@ def _newest(output_dir: str | None) -> Path:
     problems: list[str] = []
     for folder in reversed(numbered(output_dir)):
         if (folder / MARK).exists():
-            problem = flaw(folder) or _lack(folder)
+            problem = flaw(folder) or _lack(folder) or _unreadable(folder)
         else:
             problem = f"it has no {MARK}; if it is whole, name it: checkpoint={str(folder)!r}"
         if not problem:
@@ -254,6 +257,21 @@ def _lack(folder: Path) -> str | None:
     return f"{missing[0]} is missing (save_only_model=True leaves it out, to use but not to resume)"
 
 
+def _unreadable(folder: Path) -> str | None:
+    """A file that holds more than tensors and numbers, such as code that runs when it is read."""
+    tensors = [folder / name for name in TENSORS]
+    if (folder / SHARES).is_dir():
+        tensors.remove(folder / "optimizer.pt")
+    for path in (*tensors, *folder.glob(RANDOM)):
+        try:
+            with safe_globals():
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # torch raises many kinds
+            told = f"{error}".splitlines()[0].rstrip(".")
+            return f"{path.name} cannot be read ({told})"
+    return None
+
+
 def load_weights(model: Any, folder: Path) -> None:
     """Put the weights of a checkpoint into a model of the same kind.
 
@@ -280,9 +298,9 @@ def load_weights(model: Any, folder: Path) -> None:
     model.load_state_dict(weights, strict=False)
 
 
-def _raise_misfit(folder: Path, name: str | None) -> None:
-    if name is not None:
-        raise ValueError(f"{folder} holds another model: see its weight {name}.")
+def _raise_misfit(folder: Path, misfit: str | None) -> None:
+    if misfit is not None:
+        raise ValueError(f"{folder} holds another model: see its weight {misfit}.")
 
 
 def _misfit(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> str | None:
@@ -290,7 +308,13 @@ def _misfit(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> s
     given = {own[name].data_ptr() for name in weights if name in own}
     wrong = [name for name in weights if name not in own or own[name].shape != weights[name].shape]
     wrong += [name for name, weight in own.items() if weight.data_ptr() not in given]
-    return wrong[0] if wrong else None
+    if not wrong:
+        return None
+    there, here = (
+        f"of shape {tuple(each[wrong[0]].shape)}" if wrong[0] in each else "missing"
+        for each in (weights, own)
+    )
+    return f"{wrong[0]}, {there} there and {here} here"
 
 
 def _loops_at(step: int, epoch: int, windows: int) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from lightning.fabric.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import (
     DDPStrategy,
     ModelParallelStrategy,
@@ -83,11 +84,22 @@ def spread(flags: dict[str, Any], options: dict[str, Any]) -> Processes:
     name, options = _named(strategy, options)
     environment = _environment(flags)
     _size(flags, environment)
-    shown = ("accelerator", "devices", "num_nodes", "plugins")
+    shown = (
+        *("accelerator", "devices", "num_nodes", "plugins"),
+        # To be refused by now, if they are wrong.
+        *("limit_train_batches", "limit_val_batches", "max_time"),
+    )
     quiet = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
     # Lightning knows devices and clusters best: ask it, and throw its answer away.
     given = {flag: flags[flag] for flag in shown if flag in flags}
-    probe = L.Trainer(**given, **cast("dict[str, Any]", dict.fromkeys(quiet, False)))
+    try:
+        probe = L.Trainer(**given, **cast("dict[str, Any]", dict.fromkeys(quiet, False)))
+    except (MisconfigurationException, ValueError) as error:
+        raise ValueError(f"{_shown(given)} cannot be used: {error}") from error
+    except (TypeError, AttributeError) as error:
+        raise TypeError(
+            f"{_shown(given)} cannot be used: Lightning takes no such kind of value."
+        ) from error
     here, world = probe.num_devices, probe.num_devices * probe.num_nodes
     _check_launcher(environment, name, probe)
     if world == 1 or name == "single_device":
@@ -116,6 +128,10 @@ def spread(flags: dict[str, Any], options: dict[str, Any]) -> Processes:
         return processes
     flags["strategy"] = _made(strategy, name, options, world)
     return processes._replace(start=None)
+
+
+def _shown(given: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in given.items())
 
 
 def _named(strategy: Any, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -199,8 +215,8 @@ def _made(strategy: Any, name: str, options: dict[str, Any], world: int) -> Stra
     return DDPStrategy(**options)
 
 
-def check_processes(args: Any, world: int, quantize: Any) -> None:
-    """Refuse what several processes cannot do; `quantize` is that of the call.
+def check_processes(args: Any, world: int, quantize: Any, finds_rate: bool) -> None:
+    """Refuse what several processes cannot do; the last two are those of the call.
 
     Raises:
         ValueError: Names all of it.
@@ -213,6 +229,8 @@ def check_processes(args: Any, world: int, quantize: Any) -> None:
             "auto_find_batch_size=True needs a single process: of several, one alone runs out of "
             "memory. Set per_device_train_batch_size."
         )
+    if finds_rate:
+        problems.append("find_learning_rate=True needs a single process. Run it alone first.")
     if args.fsdp and quantize:
         problems.append(
             f"quantize={quantize!r} and fsdp=True: quantized weights cannot be sharded. Use "

@@ -62,7 +62,10 @@ class ClassificationMetrics:
         self.counts = Counts(found)
 
     def update(self, outputs: dict[str, Any], batch: dict[str, Tensor]) -> None:
-        """Add one batch: `logits` of the model, `labels` of the batch."""
+        """Add one batch: `logits` of the model, `(batch, classes)`, and `labels` of the batch.
+
+        These are `(batch,)`, or for several labels `(batch, classes)` of 0.0 and 1.0.
+        """
         logits, labels = outputs["logits"].float(), batch["labels"]
         if self.problem == "regression":
             self.scores.append(torch.stack([logits.squeeze(-1), labels]).cpu())

@@ -29,7 +29,7 @@ class Counts:
         return list(self.collection.values())
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
-        """Add one batch."""
+        """Add one batch: predictions and labels, shaped as the metrics take them."""
         self.collection.to(predictions.device)
         self.collection.update(predictions, labels)
 

@@ -32,7 +32,7 @@ class DetectionMetrics:
         self.masked = 0
 
     def update(self, outputs: dict[str, Any], batch: dict[str, Tensor]) -> None:
-        """Add one batch: logits, replaced tokens and summed losses of the pair."""
+        """Add one batch: what `DetectionPair` returned, and the batch it was given."""
         self.counts.update(outputs["logits"].sigmoid(), outputs["replaced"])
         self.loss += float(outputs["sums"][0])
         self.masked += int(batch["labels"].ne(IGNORE_INDEX).sum())

@@ -12,9 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from hflit.report.curves import SKIPPED, learning_curves, save_png
 
 CURVES = "learning_curves.png"
-PIPELINES = {  # task -> its name on the Hub
-    "text-classification": "text-classification",
-    "question-answering": "question-answering",
+HUB_NAMES = {  # of tasks that the Hub knows by another
     "sequence-sequence": "text-generation",
     "language-generation": "text-generation",
     "language-modeling": "fill-mask",
@@ -67,7 +65,7 @@ def _head(folder: Path, facts: dict[str, Any], metrics: dict[str, float]) -> str
     hub_base = base if base.count("/") == 1 and not Path(base).exists() else None
     results = [
         EvalResult(
-            task_type=PIPELINES[facts["task"]],
+            task_type=HUB_NAMES.get(facts["task"], facts["task"]),
             dataset_type="validation",
             dataset_name=str(facts["validation"]),
             metric_type=name.removeprefix("eval_"),
@@ -77,7 +75,7 @@ def _head(folder: Path, facts: dict[str, Any], metrics: dict[str, float]) -> str
     ]
     data = ModelCardData(
         library_name="peft" if (folder / "adapter_config.json").exists() else "transformers",
-        pipeline_tag=PIPELINES[facts["task"]],
+        pipeline_tag=HUB_NAMES.get(facts["task"], facts["task"]),
         base_model=hub_base,
         tags=["hflit", "lightning", facts["task"]],
         model_name=name if results else None,

@@ -24,14 +24,21 @@ def learning_curves(history: Sequence[dict[str, Any]]) -> Figure | None:
     names = dict.fromkeys(name for entry in history for name in entry)
     metrics = [n for n in names if n.startswith("eval_") and not any(s in n for s in SKIPPED)]
     losses: list[str] = ["loss", "eval_loss"]
-    panels = [("loss", [n for n in losses if n in names])]
-    panels.append(("evaluation", [n for n in metrics if n != "eval_loss"]))
+    shares = [n for n in metrics if max(abs(e[n]) for e in history if n in e) <= 1]
+    panels = [
+        ("loss", [n for n in losses if n in names]),
+        ("evaluation", [n for n in shares if n not in losses]),
+        ("evaluation", [n for n in metrics if n not in (*losses, *shares)]),  # 0 to 100, or more
+        ("learning rate", [n for n in ("learning_rate",) if n in names]),
+    ]
     panels = [(title, lines) for title, lines in panels if lines]
     if not panels:
         return None
-    figure = Figure(figsize=(5 * len(panels), 3.2), layout="constrained")
+    across = min(2, len(panels))
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(5 * across, 3.2 * down), layout="constrained")
     for place, (title, lines) in enumerate(panels, 1):
-        axes = figure.add_subplot(1, len(panels), place)
+        axes = figure.add_subplot(down, across, place)
         for name in lines:
             points = [(each["step"], each[name]) for each in history if name in each]
             numbers = [(x, y) for x, y in points if isinstance(y, (int, float))]
@@ -57,6 +64,29 @@ def length_histogram(splits: dict[str, Sequence[Sequence[int]]]) -> Figure:
     axes.set_xlabel("tokens")
     axes.set_ylabel("inputs")
     axes.legend(fontsize="small")
+    return figure
+
+
+def scatter(pairs: Sequence[tuple[float, float]]) -> Figure:
+    """Right and predicted scores, a point each, and where they would be equal."""
+    figure = Figure(figsize=(4.5, 4), layout="constrained")
+    axes = figure.add_subplot()
+    right, said = zip(*pairs, strict=True)
+    ends = [min(right), max(right)]
+    axes.plot(ends, ends, color="0.7")
+    axes.scatter(right, said, s=8, alpha=0.5)
+    axes.set_xlabel("right")
+    axes.set_ylabel("predicted")
+    return figure
+
+
+def histogram(values: Sequence[float], name: str) -> Figure:
+    """How many rows have which value, from 0 to 100."""
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.hist(values, bins=20, range=(0, 100))
+    axes.set_xlabel(name)
+    axes.set_ylabel("rows")
     return figure
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow.compute as pc
+from transformers import TrainingArguments
 
 import hflit
 from hflit.checks import listed
@@ -94,8 +95,8 @@ def data_facts(data: DataModule, split: str) -> dict[str, Any]:
     Returns:
         `rows` read, `inputs` made of them, `tokens` in these, `lengths` (least, median, 95 of 100,
         most), `histogram` (pairs of a length and how many inputs are no longer than that and longer
-        than the one before), `longest`: inputs that reach maxlength; for one class a row `labels`,
-        name -> rows.
+        than the one before), `longest`: inputs that reach maxlength; `padding`, see
+        `padding_share`; for one class a row `labels`, name -> rows.
     """
     tokens = data.tokens.get(split)
     if not isinstance(tokens, datasets.Dataset):
@@ -111,6 +112,7 @@ def data_facts(data: DataModule, split: str) -> dict[str, Any]:
         "lengths": [int(np.quantile(lengths, each)) for each in (0, 0.5, 0.95, 1)],
         "histogram": [[int(e), int(c)] for e, c in zip(edges[1:], counts, strict=True)],
         "longest": 0 if limit is None else int((lengths >= limit).sum()),
+        "padding": padding_share(lengths, data.args),
         **label_counts(data, split),
     }
 
@@ -119,6 +121,14 @@ def input_lengths(data: DataModule, split: str) -> np.ndarray:
     """Tokens of each input of a split, `(inputs,)`."""
     ids = data.tokens[split].with_format("arrow")[:]["input_ids"]
     return pc.list_value_length(ids).to_numpy()
+
+
+def padding_share(lengths: np.ndarray, args: TrainingArguments) -> float:
+    """Share of padding, from 0 to 1, in micro-batches of a random order that are not cut."""
+    order = np.random.default_rng(args.seed).permutation(lengths)
+    size = args.per_device_train_batch_size
+    batches = [order[at : at + size] for at in range(0, len(order), size)]
+    return 1 - int(lengths.sum()) / sum(int(each.max()) * len(each) for each in batches)
 
 
 def label_counts(data: DataModule, split: str) -> dict[str, Any]:

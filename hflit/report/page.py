@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import html
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sacrebleu import sentence_chrf
 
 from hflit.report.card import shown
-from hflit.report.curves import as_svg, learning_curves, length_histogram
+from hflit.report.curves import as_svg, histogram, learning_curves, length_histogram, scatter
+from hflit.report.judged import Judgement
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
@@ -19,20 +22,30 @@ table { border-collapse: collapse; margin: 1rem 0 } svg { max-width: 100%; heigh
 td, th { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: left }
 td.n { text-align: right; font-variant-numeric: tabular-nums } code { overflow-wrap: anywhere }
 """
+# Nothing is fetched and nothing runs, whatever stands in the rows.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 MOST_CLASSES = 30  # in a confusion matrix that can still be read
+WORST = 20  # rows, and pairs of tokens
+SPEEDS = {  # in the log -> on the page
+    "train_runtime": "training, seconds",
+    "train_samples_per_second": "training, rows a second",
+    "train_steps_per_second": "training, updates a second",
+    "eval_runtime": "last evaluation, seconds",
+    "eval_samples_per_second": "last evaluation, rows a second",
+}
 
 
 def write_page(
     folder: Path,
     facts: dict[str, Any],
-    pairs: Sequence[tuple[str, str]] | None = None,
+    judgement: Judgement | None = None,
 ) -> Path:
     """Write the page beside the model.
 
     Args:
         folder: What the run left.
         facts: What the run was given, see `run_facts`; of its data under `splits`.
-        pairs: True and predicted class of each row of the validation data.
+        judgement: What the model makes of its validation data, if they could be read.
 
     Returns:
         The page.
@@ -47,8 +60,9 @@ def write_page(
     if curves is not None:
         parts += ["<h2>Learning curves</h2>", as_svg(curves)]
     parts += ["<h2>Evaluations</h2>", _evaluations(history)]
-    if pairs:
-        parts += ["<h2>Confusion matrix of the validation data</h2>", confusion(pairs)]
+    if judgement is not None:
+        parts += _mistakes(judgement, facts["task"])
+    parts += ["<h2>Speed</h2>", _speed(history)]
     splits = {name: found for name, found in facts.get("splits", {}).items() if found}
     if splits:
         drawn = length_histogram({name: found["histogram"] for name, found in splits.items()})
@@ -57,7 +71,8 @@ def write_page(
     parts += ["<h2>All arguments</h2>", _table(arguments)]
     parts += ["<h2>Versions</h2>", _table(facts.get("versions", {}))]
     page = folder / "report.html"
-    head = f"<meta charset='utf-8'><title>{_safe(title)}</title><style>{STYLE}</style>"
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    head = f"<meta charset='utf-8'>{policy}<title>{_safe(title)}</title><style>{STYLE}</style>"
     body = "\n".join(parts)
     page.write_text(
         f"<!doctype html><html><head>{head}</head><body>{body}</body></html>\n", "utf-8"
@@ -65,11 +80,67 @@ def write_page(
     return page
 
 
+def _mistakes(judgement: Judgement, task: str) -> list[str]:
+    """What is taken for what, and the rows with the highest loss."""
+    pairs, rows = judgement.pairs, judgement.rows
+    first = pairs[0][0] if pairs else None
+    if not pairs:
+        title, drawn = "Answers", "<p>No validation token was predicted.</p>"
+    elif isinstance(first, float):
+        title, drawn = "Right and predicted scores", as_svg(scatter(pairs))
+    elif isinstance(first, list):
+        title, drawn = "Labels", _by_label(pairs)
+    elif task == "sequence-sequence":
+        scores = [sentence_chrf(said, right.split(" | ")).score for right, said in pairs]
+        title, drawn = "Likeness to the reference", as_svg(histogram(scores, "chrF of a row"))
+    elif task.startswith("language"):
+        title, drawn = "Tokens taken for others", _confused(pairs)
+    else:
+        title, drawn = "Confusion matrix", confusion(pairs)
+    parts = [f"<h2>{title}, of {len(rows):,} validation rows</h2>", drawn]
+    parts.append("<h2>Rows with the highest loss</h2>")
+    lines = ["<tr><th>loss</th><th>text</th><th>right</th><th>predicted</th>"]
+    for row in rows[:WORST]:
+        cells = "".join(f"<td>{_safe(each)}</td>" for each in row[:3])
+        lines.append(f"<tr><td class=n>{row.loss:.3f}</td>{cells}")
+    return [*parts, f"<table id=worst>{''.join(lines)}</table>"]
+
+
+def _by_label(pairs: Sequence[tuple[list[str], list[str]]]) -> str:
+    """How well each label is found, where a row may have several."""
+    names = sorted({name for pair in pairs for each in pair for name in each})
+    rows = ["<tr><th>label</th><th>rows</th><th>predicted</th><th>both</th><th>F1</th>"]
+    for name in names:
+        there = sum(name in right for right, _ in pairs)
+        said = sum(name in found for _, found in pairs)
+        both = sum(name in right and name in found for right, found in pairs)
+        cells = "".join(f"<td class=n>{each}</td>" for each in (there, said, both))
+        rows.append(f"<tr><th>{_safe(name)}</th>{cells}<td class=n>{2 * both / (there + said):.3f}")
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _confused(pairs: Sequence[tuple[str, str]]) -> str:
+    """The commonest mistakes among tokens."""
+    wrong = Counter(pair for pair in pairs if pair[0] != pair[1])
+    share = 1 - wrong.total() / len(pairs)
+    rows = ["<tr><th>right</th><th>predicted</th><th>times</th>"]
+    for (right, said), count in wrong.most_common(WORST):
+        rows.append(f"<tr><td>{_safe(right)}</td><td>{_safe(said)}</td><td class=n>{count}</td>")
+    told = f"<p>{share:.1%} of {len(pairs):,} tokens are right.</p>"
+    return f"{told}<table>{''.join(rows)}</table>"
+
+
+def _speed(history: Sequence[dict[str, Any]]) -> str:
+    last = {name: entry[name] for entry in history for name in SPEEDS if name in entry}
+    rows = (f"<tr><td>{SPEEDS[name]}</td><td class=n>{last[name]:,.2f}</td>" for name in last)
+    return f"<table>{''.join(rows)}</table>"
+
+
 def confusion(pairs: Sequence[tuple[str, str]]) -> str:
-    """Rows by true (down) and predicted (across) class, as a table.
+    """What is what (down) and what it was taken for (across), as a table.
 
     Args:
-        pairs: True and predicted class of each row.
+        pairs: Right and predicted name.
     """
     names = sorted({name for pair in pairs for name in pair})
     if len(names) > MOST_CLASSES:
@@ -78,7 +149,7 @@ def confusion(pairs: Sequence[tuple[str, str]]) -> str:
     counts = np.zeros((len(names), len(names)), int)
     for true, predicted in pairs:
         counts[index[true], index[predicted]] += 1
-    rows = ["<tr><th>true \\ predicted</th>" + "".join(f"<th>{_safe(n)}</th>" for n in names)]
+    rows = ["<tr><th>right \\ predicted</th>" + "".join(f"<th>{_safe(n)}</th>" for n in names)]
     for name, line in zip(names, counts, strict=True):
         cells = []
         for count in line:
@@ -103,10 +174,12 @@ def _evaluations(history: Sequence[dict[str, Any]]) -> str:
 
 
 def _data(splits: dict[str, dict[str, Any]]) -> str:
-    rows = ["<tr><th>split</th><th>rows</th><th>inputs</th><th>tokens</th><th>classes</th>"]
+    rows = ["<tr><th>split</th><th>rows</th><th>inputs</th><th>tokens</th><th>padding</th>"]
+    rows[0] += "<th>classes</th>"
     for name, found in splits.items():
         labels = ", ".join(f"{label} {count:,}" for label, count in found.get("labels", {}).items())
         numbers = "".join(f"<td class=n>{found[n]:,}</td>" for n in ("rows", "inputs", "tokens"))
+        numbers += f"<td class=n>{found['padding']:.1%}</td>"
         rows.append(f"<tr><td>{_safe(name)}</td>{numbers}<td>{_safe(labels)}</td>")
     return f"<table>{''.join(rows)}</table>"
 

@@ -31,6 +31,7 @@ class LanguageGeneration(TaskModule):
     lora_type = "CAUSAL_LM"
     tokenization = Texts
     predicts_next = True
+    chunks_loss = True
 
     def prepare(self, batch: Batch, model: Any) -> Batch:
         """Keep the texts of a packed row from seeing each other."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import math
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import lightning.pytorch as L
@@ -16,6 +18,7 @@ from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -31,8 +34,12 @@ from hflit.data.tokenization import Tokenization
 from hflit.loading import Base, load_model
 from hflit.ranks import gradient_sync, total
 from hflit.sharding import Shards
-from hflit.tasks.distillation import Distillation
-from hflit.tasks.parts import forward_cost, split_by_length
+from hflit.tasks.chunks import chunked_loss, ends_with_head, head_left_out
+from hflit.tasks.distillation import Distillation, kl_distance
+from hflit.tasks.failures import explained, nonfinite_problem, place
+from hflit.tasks.parts import forward_cost, split_by_length, token_loss
+
+logger = logging.getLogger(__name__)
 
 FOLLOWS_EVALUATIONS = (ReduceLROnPlateau, GreedyLR)  # schedules that no update moves on
 
@@ -84,6 +91,9 @@ class TaskModule(L.LightningModule):
     label_names: ClassVar[tuple[str, ...]] = ("labels",)  # columns the loss is computed from
     places: ClassVar[tuple[str, ...]] = ()  # columns of positions in a row
     predicts_next: ClassVar[bool] = False  # whether labels are compared one place earlier
+    chunks_loss: ClassVar[bool] = False  # whether each label is a token that logits are for
+    # What becomes of an update whose gradient is not finite: stop, skip or ignore.
+    nonfinite = "ignore"
 
     def __init__(
         self,
@@ -102,6 +112,8 @@ class TaskModule(L.LightningModule):
         self.forward_cost = forward_cost(model, args.device)
         # Set by the callback bridge, which passes events on to transformers' callbacks.
         self.tell: Callable[[str], None] = lambda event: None
+        # Set by it too: numbers of the rows of a window and of a micro-batch in it.
+        self.rows_of: Callable[[int, int], list[int] | None] = lambda window, batch: None
 
         inner = inner_model(model)
         parameters = inspect.signature(inner.forward).parameters
@@ -209,33 +221,51 @@ class TaskModule(L.LightningModule):
         Returns:
             `losses` of the micro-batches (they sum to the loss of the window; of several processes
             each has its own, whose mean is that loss), `grad_norm` before clipping, the
-            `learning_rate` that was used, `tokens` that were read and `padded_tokens` with their
-            padding.
+            `learning_rate` that was used, `tokens` that were read, `padded_tokens` with the
+            padding of their batches, and `computed_tokens` with what is left of it after cutting.
         """
         window = window if isinstance(window, list) else [window]
         self.switch_mode("train")
         losses = []
         tokens: Tensor | int = 0
+        computed = 0
         window_loss = self._reference_loss if self.parity else self._window_loss
         items, times = self._count_everywhere(self._count_window(window))
+        update = self.trainer.global_step + 1
+
+        def where(index: int) -> str:
+            return place(self.rows_of(batch_idx, index), index, len(window))
+
         for index, batch in enumerate(window):
             batch_loss = torch.zeros((), device=self.device)
             parts = self._parts(batch)
             for number, part in enumerate(parts):
                 is_last = index == len(window) - 1 and number == len(parts) - 1
-                with gradient_sync(self, is_last):
+                here = partial(where, index)
+                failing = explained(self.model, self.args, batch, here, update)
+                with failing, gradient_sync(self, is_last):
                     loss = window_loss(part, items, len(window)) * (times * counts(batch))
                     every = self.args.torch_empty_cache_steps
                     if every is not None and self.trainer.global_step % every == 0:
                         clear_device_cache()
                     self.manual_backward(loss)
                 batch_loss += loss.detach()
+                computed += part["input_ids"].numel() * counts(batch)
             losses.append(batch_loss)
             tokens += batch["attention_mask"].sum() * counts(batch)
             if index < len(window) - 1:
                 self.tell("on_substep_end")
         padded = sum(batch["input_ids"].numel() * counts(batch) for batch in window)
-        return {"losses": losses, "tokens": tokens, "padded_tokens": padded, **self._update()}
+        norm, problem = self._gradient_norm(), None
+        is_scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if self.nonfinite != "ignore" and not is_scaled:  # a scale finds its size by overflowing
+            # The same in all processes.
+            figure = norm + total(torch.stack(losses).sum(), self.args.world_size)
+            if not torch.isfinite(figure):
+                problem = nonfinite_problem(self.model, norm, losses, where)
+        rate = self._update(problem, update)
+        read = {"tokens": tokens, "padded_tokens": padded, "computed_tokens": computed}
+        return {"losses": losses, **read, "grad_norm": norm, "learning_rate": rate}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log `eval_loss`, for those who run a plain Lightning Trainer."""
@@ -293,10 +323,10 @@ class TaskModule(L.LightningModule):
         autocast = getattr(plugin, "forward_autocast", None)
         return autocast() if autocast is not None else nullcontext()
 
-    def _update(self) -> dict[str, Any]:
-        optimizer = cast(LightningOptimizer, self.optimizers())
-        schedule = cast(LRScheduler, self.lr_schedulers())
+    def _gradient_norm(self) -> Tensor:
+        """Clip the gradient; its norm before that."""
         limit = self.args.max_grad_norm if self.args.max_grad_norm > 0 else math.inf
+        optimizer = cast(LightningOptimizer, self.optimizers())
         precision: Any = self.trainer.precision_plugin
         getattr(precision, "unscale", lambda _: None)(optimizer.optimizer)  # of float16
         # Clipped in the order of the model's parameters, not of the optimizer's groups: the order
@@ -305,16 +335,32 @@ class TaskModule(L.LightningModule):
             norm = clip_grad_norm_(self.model.parameters(), limit)
         else:
             norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # of sharded weights
-        self.tell("on_pre_optimizer_step")
-        optimizer.step()
-        self.tell("on_optimizer_step")
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm  # of sharded weights
+
+    def _update(self, problem: str | None, number: int) -> float:
+        """Step; without a gradient, which moves no weight, if there is a problem with it."""
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        schedule = cast(LRScheduler, self.lr_schedulers())
+        if problem is not None and self.nonfinite == "stop":
+            raise ValueError(
+                f"Update {number} would destroy the weights: {problem}. Lower learning_rate or "
+                "max_grad_norm, look at these rows, or leave such updates out with "
+                "nonfinite='skip'."
+            )
+        if problem is not None:
+            logger.warning("Update %d is left out: %s.", number, problem)
+            optimizer.zero_grad()
+            optimizer.step()  # counted
+        else:
+            self.tell("on_pre_optimizer_step")
+            optimizer.step()
+            self.tell("on_optimizer_step")
         rate = optimizer.param_groups[0]["lr"]
-        skipped = getattr(precision, "skipped", False)
+        skipped = getattr(self.trainer.precision_plugin, "skipped", False)
         if not (skipped or isinstance(schedule, FOLLOWS_EVALUATIONS)):
             schedule.step()
         optimizer.zero_grad()
-        return {"grad_norm": norm, "learning_rate": rate}
+        return rate
 
     def _parts(self, batch: Batch) -> list[Batch]:
         if self.parity:
@@ -322,6 +368,8 @@ class TaskModule(L.LightningModule):
         return split_by_length(batch, self.forward_cost, self.places)
 
     def _window_loss(self, batch: Batch, items: Items, parts: int) -> Tensor:
+        if self._heads_left_out:
+            return mean_loss(self._chunked_loss(batch), items)
         outputs = self(batch)
         sums = self.summed_loss(outputs, batch)
         if self.distillation is not None:
@@ -336,6 +384,49 @@ class TaskModule(L.LightningModule):
         """What the teacher says about a batch."""
         assert self.distillation is not None
         return self.run_model(self.distillation.teacher, batch)
+
+    @functools.cached_property
+    def _heads_left_out(self) -> bool:
+        """Whether the loss is computed without all logits, see `chunked_loss`."""
+        if not self.chunks_loss or self.args.torch_compile or isinstance(self.model, FSDPModule):
+            return False
+        row = torch.zeros((1, 2), dtype=torch.long, device=self.device)
+        batch = {"input_ids": row, "attention_mask": row + 1, "labels": row}
+        teachers = [] if self.distillation is None else [self.distillation.teacher]
+        self.model.eval()  # draws no random numbers
+        with torch.no_grad():
+            plain = all(
+                ends_with_head(each, functools.partial(self.run_model, each, batch))
+                for each in (self.model, *teachers)
+            )
+        self.model.train()
+        return plain
+
+    def _chunked_loss(self, batch: Batch) -> Tensor:
+        """As `summed_loss`, blended with `distance` to a teacher, over the tokens with a label."""
+        seen = slice(None, -1) if self.predicts_next else slice(None)
+        labels = batch["labels"][:, 1:] if self.predicts_next else batch["labels"]
+        learned = labels != IGNORE_INDEX
+        labels = labels[learned]
+        with head_left_out(self.model) as student:
+            self(batch)
+        smoothing, school = self.args.label_smoothing_factor, self.distillation
+        if school is not None:
+            with torch.no_grad(), head_left_out(school.teacher) as teacher:
+                self.run_model(school.teacher, batch)
+            taught = teacher.hidden[:, seen][learned]  # (tokens, width)
+
+        def loss_of(logits: Tensor, part: slice) -> Tensor:
+            loss = token_loss(logits, labels[part], smoothing)
+            if school is None:
+                return loss
+            with torch.no_grad():
+                guesses = teacher.logits(taught[part])
+            distance = kl_distance(logits, guesses, school.temperature)
+            return (1 - school.alpha) * loss + school.alpha * distance
+
+        with self.forward_autocast():
+            return chunked_loss(student.hidden[:, seen][learned], student.head, loss_of)
 
     def _count_window(self, window: list[Batch]) -> Any:
         if not self.parity:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,6 +112,58 @@ def token_distance(student: Tensor, teacher: Tensor, labels: Tensor, temperature
     return kl_distance(at_labels[0], at_labels[1], temperature)
 
 
+@contextmanager
+def gradients_by_row(model: nn.Module) -> Iterator[None]:
+    """Add to the gradient of a table only at the rows that were looked up.
+
+    torch makes a gradient as large as the table for each forward and adds it to the last one: for
+    MiniLM on a CPU that takes as long as 40 tokens. Tables that do more than look up keep to it.
+
+    Args:
+        model: Trains in one process; other processes would not see such a gradient come.
+    """
+    tables = [
+        each
+        for each in model.modules()
+        if type(each) is nn.Embedding
+        and each.weight.requires_grad
+        and each.max_norm is None
+        and not (each.sparse or each.scale_grad_by_freq or each.weight._backward_hooks)
+    ]
+    for table in tables:
+        table.forward = functools.partial(_look_up, table)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for table in tables:
+            del table.forward
+
+
+def _look_up(table: nn.Embedding, input: Tensor) -> Tensor:
+    found: Tensor = _LookUp.apply(table.weight, input, table.padding_idx)
+    return found
+
+
+class _LookUp(torch.autograd.Function):
+    """`F.embedding` whose backward writes into the gradient that is there."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, padding_idx: int | None) -> Tensor:
+        ctx.weight, ctx.ids, ctx.padding_idx = weight, ids, padding_idx
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        weight, ids = ctx.weight, ctx.ids.flatten()
+        rows = gradient.reshape(len(ids), -1).to(weight.dtype)
+        if ctx.padding_idx is not None:
+            rows = rows.masked_fill((ids == ctx.padding_idx)[:, None], 0)
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        weight.grad.index_add_(0, ids, rows)
+        return None, None, None
+
+
 def split_by_length(batch: Batch, forward_cost: float, places: tuple[str, ...] = ()) -> list[Batch]:
     """Cut a micro-batch into parts of rows of like length, each padded to its own longest row.
 
@@ -141,20 +194,23 @@ def split_by_length(batch: Batch, forward_cost: float, places: tuple[str, ...] =
 def forward_cost(model: Any, device: torch.device) -> float:
     """What one more forward and backward of a model costs, in tokens.
 
-    An estimate, so that the same run is cut alike each time. On a CPU a pass costs some 30 ms of
-    calls and writes every gradient once more; tokens cost 6 operations for each parameter they
-    meet, at 40 billion a second (measured with MiniLM on two cores: 35 to 45 tokens). On an
-    accelerator it is taken to be 10 ms of launches at 100 trillion operations a second, which was
-    never run.
+    An estimate from the size of the model, so that the same run is cut alike each time: cuts decide
+    the rounding of sums. On a CPU a pass writes each gradient once more, as long as 60 tokens take
+    for all the weights that a token meets, and its calls take as long as 1e8 of those weights
+    (fitted to five models of 0.4 to 43 million on one and two cores, see docs/speed.md). On an
+    accelerator it is taken to be 10 ms of launches at 100 trillion operations a second, which was never run.
 
     Args:
         model: Has `num_parameters`.
         device: Where it runs.
     """
     body = max(model.num_parameters(exclude_embeddings=True), 1)
-    if device.type == "cpu":
-        return 8 * model.num_parameters() / body + 2e8 / body
-    return 1.7e11 / body
+    if device.type != "cpu":
+        return 1.7e11 / body
+    # An output layer writes the gradient of its table whole, see `gradients_by_row`.
+    has_head = getattr(model, "get_output_embeddings", lambda: model)() is not None
+    written = model.num_parameters() if has_head else body
+    return (60 * written + 1e8) / body
 
 
 def cheapest_cuts(lengths: np.ndarray, forward_cost: float) -> list[int]:

@@ -50,6 +50,7 @@ class SequenceSequence(TaskModule):
     auto_model = AutoModelForSeq2SeqLM
     lora_type = "SEQ_2_SEQ_LM"
     tokenization = Sequences
+    chunks_loss = True
     options = ("tokenizer", "target_maxlength", "generation_max_length", "generation_num_beams")
 
     def __init__(
@@ -112,7 +113,11 @@ class SequenceSequence(TaskModule):
 
     @torch.no_grad()
     def generate(self, batch: Batch) -> list[str]:
-        """The text that the model makes of each source; the caller sets evaluation mode."""
+        """The text that the model makes of each source; the caller sets evaluation mode.
+
+        Raises:
+            ValueError: The module was given no tokenizer.
+        """
         if self.tokenizer is None:
             raise ValueError("Generated tokens become text by a tokenizer. Pass tokenizer=.")
         wanted = forward_inputs(self.model) - {"labels"}

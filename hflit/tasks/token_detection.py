@@ -115,7 +115,9 @@ class DetectionPair(nn.Module):
         generator_loss = F.cross_entropy(guesses, originals, reduction="sum")
 
         with torch.no_grad():
-            sampled = torch.multinomial(guesses.softmax(dim=-1), 1).squeeze(-1)
+            # Of NaN nothing can be drawn; it is the loss that is to tell of it.
+            odds = guesses.softmax(dim=-1).nan_to_num(nan=1.0)
+            sampled = torch.multinomial(odds, 1).squeeze(-1)
             corrupted = input_ids.masked_scatter(is_masked, sampled)
             replaced = torch.zeros_like(labels)
             replaced = replaced.masked_scatter(is_masked, (sampled != originals).long())

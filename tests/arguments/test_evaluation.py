@@ -80,7 +80,7 @@ def test_memory_of_evaluation_is_no_reason_for_smaller_batches(mine):
     def full(prediction):
         raise RuntimeError("CUDA out of memory. Tried to allocate 1 GiB")
 
-    with pytest.raises(RuntimeError, match="lower per_device_eval_batch_size"):
+    with pytest.raises(MemoryError, match="lower per_device_eval_batch_size"):
         mine(auto_find_batch_size=True, metrics=full, eval_strategy="epoch")
 
 

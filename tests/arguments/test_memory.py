@@ -230,7 +230,7 @@ def test_batches_shrink_until_they_fit(theirs, mine, small_memory, caplog):
     # same random numbers. Their callbacks are told of each attempt alike, but of one beginning.
     assert_same_run((*actual[:2], expected[2]), expected)
     small_memory.failed.clear()
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(MemoryError, match="out of memory"):
         mine(**{**given, "auto_find_batch_size": False})
 
 
@@ -249,7 +249,7 @@ def test_a_new_attempt_forgets_the_one_before(mine, small_memory, caplog):
 
 
 def test_tracker_stops_with_the_run(mine, small_memory):
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(MemoryError, match="out of memory"):
         mine(skip_memory_metrics=False)
     tracker = memory.MemoryTracker(False)
     tracker.begin("train")

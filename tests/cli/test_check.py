@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from hflit.cli import estimate
+from hflit.cli.main import main
+from tests.tasks.tiny import make
+
 
 def write(name, rows):
     Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -29,6 +33,8 @@ def test_a_sound_run_is_told_and_not_run(base, program):
     assert "6 updates in 2 epochs of all weights" in out
     assert "label LABEL_0" in out
     assert "[CLS] w0 w1 w2 [SEP]" in out
+    assert "s an update" in out
+    assert "GiB weights" in out
     assert "num_train_epochs" in out
     assert "Nothing is wrong." in out
     assert not Path("out").exists()
@@ -89,3 +95,89 @@ def test_padding_and_cutting_are_shares(base, found):
 def test_whether_the_end_is_learned(base, found):
     _, report = found(*base("language-modeling"))
     assert "The end of a text (EOS) is not learned: the tokenizer adds none." in report["notes"]
+
+
+TASKS_LEARN = {  # task -> what of the first input is learned, in the words of the tests
+    "question-answering": ["w2"],
+    "language-generation": ["w0 w1 w2"],
+    "text-classification": [],
+    "sequence-sequence": [],
+}
+
+
+@pytest.mark.parametrize("task", TASKS_LEARN)
+def test_what_is_learned_of_an_input_is_marked(task, base, found):
+    _, report = found(*base(task), task=task)
+    parts = report["samples"][0]["parts"]
+    learned = [text.replace("[SEP]", "").strip() for text, is_learned in parts if is_learned]
+    expected = TASKS_LEARN[task]
+    assert [text[: len(each)] for text, each in zip(learned, expected, strict=True)] == expected
+
+
+def test_masked_tokens_are_marked_and_told(base, found):
+    _, report = found(*base("language-modeling"))
+    for sample in report["samples"]:
+        marked = sum(len(text.split()) for text, is_learned in sample["parts"] if is_learned)
+        assert marked == len(sample["label"].split()) > 0
+
+
+def test_labels_are_shown_in_color(base, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    main(["check", *base("question-answering")])
+    assert "\x1b[1;32mw2 " in capsys.readouterr().out  # bold green
+
+
+@pytest.mark.parametrize(("optim", "moments"), [("adamw_torch", 2), ("sgd", 0)])
+def test_memory_is_counted(optim, moments, base, found):
+    """Weights and gradients, the optimizer's moments, and activations that grow with the batch."""
+    words = [*base(), "--args.optim", optim, "--args.per_device_train_batch_size"]
+    costs = [found(*words, size)[1]["estimate"] for size in ("4", "8")]
+    model = make("text-classification", 0)[0]
+    weights = sum(4 * each.numel() for each in model.parameters())
+    steps = 4 * len(list(model.parameters()))  # Adam counts its updates for each
+    for cost in costs:
+        memory = cost["memory"]
+        buffers = sum(each.numel() * each.element_size() for each in model.buffers())
+        assert memory["weights"] == weights + buffers
+        assert memory["gradients"] == weights
+        assert memory["optimizer"] == moments * weights + (steps if moments else 0)
+        assert memory["total"] == sum(memory.values()) - memory["total"]
+        assert cost["seconds_per_update"] > 0
+    small, large = (cost["memory"]["activations"] for cost in costs)
+    assert large == pytest.approx(2 * small, rel=0.1)
+
+
+def test_memory_that_is_not_there_is_wrong(base, found, monkeypatch):
+    words = base()
+    write("val.jsonl", [{"text": "w99", "label": 0}])
+    needed = found(*words)[1]["estimate"]["memory"]["total"]
+    monkeypatch.setattr(estimate, "MOST", 10)
+    monkeypatch.setattr(estimate, "_free", lambda args: needed - 1)
+    status, report = found(*words)
+    assert status == 1
+    assert report["wrong"] == ["A run needs 0.00 GiB or more; 0.00 GiB are free."]
+    monkeypatch.setattr(estimate, "_free", lambda args: needed)
+    assert found(*words)[0] == 0
+    monkeypatch.setattr(estimate, "_free", lambda args: 5000)  # too little to try
+    status, report = found(*words)
+    assert (status, "seconds_per_update" in report["estimate"]) == (1, False)
+
+
+def test_adapters_and_teachers_are_part_of_the_estimate(base, found):
+    words = base()
+    plain = found(*words)[1]["estimate"]["memory"]
+    taught = found(*words, "--model.teacher", "base")[1]["estimate"]["memory"]
+    assert taught["weights"] == 2 * plain["weights"]
+    assert taught["gradients"] == plain["gradients"]
+    adapted = found(*words, "--model.lora", "{r: 2}")[1]["estimate"]["memory"]
+    assert adapted["gradients"] < plain["gradients"] / 2
+    _, report = found(*words, "--model.quantize", "true", "--model.lora", "true")
+    assert "Time and memory are not estimated for quantized weights." in report["notes"]
+
+
+def test_updates_are_those_of_all_processes(base, found, monkeypatch):
+    # The tests may run in a process that has no script.
+    monkeypatch.setattr("hflit.loop.strategies._is_interactive", lambda: False)
+    words = [*base(), "--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    _, report = found(*words, "--args.num_train_epochs", "1")
+    assert report["updates"] == 2  # 24 rows, 8 in each of two processes

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -119,4 +120,4 @@ def test_the_program_runs_as_a_process(base):
     )
     assert done.returncode == 0, done.stderr
     assert "After 1 updates" in done.stdout
-    assert done.stderr == ""
+    assert re.fullmatch(r"100.00 % of the weights learn; .* MB.\n", done.stderr)

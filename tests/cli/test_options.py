@@ -9,7 +9,8 @@ import pytest
 import transformers
 import yaml
 
-from hflit.cli.options import DATA, call_of, given, make_parser, read_options
+from hflit.arguments import parse
+from hflit.cli.options import DATA, call_of, given, make_parser, read_options, split_call
 from hflit.pipeline import HFTrainer
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
@@ -23,7 +24,7 @@ def parser():
 @pytest.fixture
 def read(parser):
     def read(*argv):
-        return call_of(parser, read_options(parser, argv))
+        return call_of(parser, read_options(parser, argv, defaults=False))
 
     return read
 
@@ -54,16 +55,34 @@ def test_the_environment_stands_below_files(read, tmp_path, monkeypatch):
     assert read("--config", "a.yaml") == {"learning_rate": 0.25, "columns": ["a", "b"]}
 
 
-def test_a_value_at_its_default_is_not_given(read):
-    """Otherwise `bf16: false` would contradict `precision: bf16-mixed`."""
-    assert read("--args.bf16", "false", "--trainer.precision", "bf16-mixed") == {
-        "precision": "bf16-mixed"
-    }
+def test_a_value_at_its_default_is_given_too(read):
+    """Once `--args.bf16 false` was lost here, and the run went on in bfloat16."""
+    call = read("--args.bf16", "false", "--trainer.precision", "bf16-mixed")
+    assert call == {"bf16": False, "precision": "bf16-mixed"}
+    with pytest.raises(ValueError, match="bf16=False and precision='bf16-mixed' contradict"):
+        parse(call)
+    call = read("--trainer.precision", "32-true", "--args.bf16", "true")
+    with pytest.raises(ValueError, match="bf16=True and precision='32-true' contradict"):
+        parse(call)
+
+
+def test_a_default_on_the_command_line_wins_over_a_file(read, tmp_path):
+    (tmp_path / "a.yaml").write_text("args: {learning_rate: 1e-3}\ndata: {validation: x.csv}\n")
+    words = ["--config", "a.yaml", "--args.learning_rate", "5e-5", "--data.validation", "null"]
+    assert read(*words) == {"learning_rate": 5e-5}
 
 
 def test_yaml_takes_no_for_a_word(read, tmp_path):
     (tmp_path / "a.yaml").write_text("args: {eval_strategy: no, report_to: none, fsdp: true}\n")
-    assert read("--config", "a.yaml") == {"fsdp": True}
+    call = read("--config", "a.yaml")
+    assert call == {"eval_strategy": "no", "report_to": "none", "fsdp": True}
+
+
+def test_a_mapping_names_data(read, tmp_path):
+    (tmp_path / "a.yaml").write_text("data: {train: {path: a.csv, split: 'train[:9]'}}\n")
+    assert read("--config", "a.yaml") == {"train": {"path": "a.csv", "split": "train[:9]"}}
+    words = ["--data.train.path=a.csv", "--data.train.streaming=true"]
+    assert read(*words) == {"train": {"path": "a.csv", "streaming": True}}
 
 
 def test_objects_are_made_of_their_classes(read):
@@ -96,8 +115,16 @@ def test_a_printed_configuration_can_be_read_again(parser, capsys, tmp_path):
     with pytest.raises(SystemExit):
         parser.parse_args(["--args.seed", "7", "--print_config"])
     (tmp_path / "all.yaml").write_text(capsys.readouterr().out)
-    config = read_options(parser, ["--config", "all.yaml"])
-    assert {k: v for k, v in given(parser, config).items() if v} == {"args": {"seed": 7}}
+    config = read_options(parser, ["--config", "all.yaml"], defaults=False)
+    asked, defaults = given(parser, config), parser.get_defaults().as_dict()
+    changed = {
+        name: value
+        for group, values in asked.items()
+        for name, value in values.items()
+        if value != defaults[group][name]
+    }
+    assert changed == {"seed": 7}
+    assert parse(split_call(call_of(parser, config))[1])[0].seed == 7  # no two contradict
     assert set(yaml.safe_load((tmp_path / "all.yaml").read_text())) == {
         *("model", "data", "args", "trainer")
     }

@@ -95,6 +95,19 @@ def test_the_truth_can_be_kept_beside(base, program):
     assert list(json.loads(out.splitlines()[0])) == ["text", "given_label", "label", "score"]
 
 
+def test_a_stream_gives_the_same_predictions_and_is_not_copied(base, program, datasets_cache):
+    program("fit", *base(), "--args.max_steps", "1", "--args.output_dir", "out")
+    words = ["predict", "--model", "out", "--keep", "[text]", "--data"]
+    before = set(datasets_cache.rglob("*"))
+    streamed = program(*words, "{path: val.jsonl, streaming: true}")[1]
+    assert set(datasets_cache.rglob("*")) == before
+    assert streamed == program(*words, "val.jsonl")[1]
+    assert len(streamed.splitlines()) == 24
+    half = program(*words, "{path: val.jsonl, split: 'train[50%:]'}")[1]
+    texts = [json.loads(line)["text"] for line in half.splitlines()]
+    assert texts == [row["text"] for row in rows("text-classification")[12:]]
+
+
 def test_what_cannot_be_predicted_is_said(base, program):
     base("language-modeling")
     Path("bad.jsonl").write_text('{"text": "w1"}\n{"text": null}\n')

@@ -1,7 +1,10 @@
 """Rows from files of every kind, folders and patterns; damaged files are told by name and line."""
 
+import bz2
 import gzip
 import json
+import lzma
+import zipfile
 
 import datasets
 import pytest
@@ -26,6 +29,10 @@ def write(folder):
     (folder / "a.json").write_text(json.dumps(ROWS))
     (folder / "a.csv.gz").write_bytes(gzip.compress((folder / "a.csv").read_bytes()))
     (folder / "a.jsonl.gz").write_bytes(gzip.compress(LINES.encode()))
+    (folder / "a.jsonl.bz2").write_bytes(bz2.compress(LINES.encode()))
+    (folder / "a.tsv.xz").write_bytes(lzma.compress((folder / "a.tsv").read_bytes()))
+    with zipfile.ZipFile(folder / "a.csv.zip", "w") as archive:
+        archive.write(folder / "a.csv", "a.csv")
     rows.save_to_disk(folder / "saved")
     (folder / "a.arrow").write_bytes(next((folder / "saved").glob("*.arrow")).read_bytes())
     (folder / "parts").mkdir()
@@ -35,7 +42,7 @@ def write(folder):
 
 NAMES = (
     *("a.csv", "a.tsv", "a.parquet", "a.jsonl", "a.json", "a.csv.gz", "a.jsonl.gz", "saved"),
-    *("a.arrow", "parts/t*.jsonl"),
+    *("a.arrow", "parts/t*.jsonl", "a.jsonl.bz2", "a.tsv.xz", "a.csv.zip", "parts/t*.js*"),
 )
 
 
@@ -59,6 +66,40 @@ def test_a_folder_holds_its_splits(tmp_path, tiny_bert):
     assert "eval_loss" in trainer.metrics
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet", "a.tsv.xz", "parts/t*.jsonl"])
+def test_a_mapping_names_a_split_or_a_stream(name, tmp_path):
+    write(tmp_path)
+    assert read_files({"path": name, "split": "train[2:]"}).to_list() == ROWS[2:]
+    rows = read_files({"path": name, "streaming": True})
+    assert isinstance(rows, datasets.IterableDataset)
+    assert list(rows) == ROWS
+
+
+def test_a_folder_or_a_text_file_streams_too(tmp_path):
+    write(tmp_path)
+    assert read_files({"path": "parts", "split": "validation"}).to_list() == ROWS
+    assert list(read_files({"path": "parts", "streaming": True})) == ["train", "validation"]
+    (tmp_path / "a.txt").write_text("w1 w2\n\nw3\n")
+    texts = read_files({"path": "a.txt", "streaming": True})
+    assert [row["text"] for row in texts] == ["w1 w2", "w3"]
+    with pytest.raises(ValueError, match="written by save_to_disk, which takes no split"):
+        read_files({"path": "saved", "split": "train"})
+    with pytest.raises(ValueError, match='a.csv: Unknown split "test"'):
+        read_files({"path": "a.csv", "split": "test"})
+
+
+def test_a_streamed_file_gives_the_losses_of_its_rows(tmp_path, tiny_bert):
+    write(tmp_path)
+    losses = []
+    for train in ("a.jsonl", {"path": "a.jsonl", "streaming": True}):
+        trainer = HFTrainer()
+        options = {"train_sampling_strategy": "sequential", "logging_steps": 1}
+        trainer(tiny_bert(), train, max_steps=3, per_device_train_batch_size=2, **options)
+        losses.append([e["loss"] for e in trainer.state.log_history if "loss" in e])
+    assert len(losses[0]) == 3
+    assert losses[0] == losses[1]
+
+
 BROKEN = {
     "cut.jsonl": ((LINES + '{"text": "w1", "la').encode(), r"line 7: .*column \d+. The file may"),
     "cut.json": (json.dumps(ROWS)[:-9].encode(), r"cut.json, line 1: "),
@@ -67,7 +108,9 @@ BROKEN = {
     "wide.csv": (b"text,label\nw1,a\nw2,b,c\n", "line 3: 3 fields, but the header names 2"),
     "empty.csv": (b"", "the file is empty"),
     "empty.jsonl": (b"\n", "the file is empty"),
-    "cut.csv.gz": (gzip.compress(b"text,label\nw1,a\n" * 99)[:-20], "cut off or no gzip"),
+    "cut.csv.gz": (gzip.compress(b"text,label\nw1,a\n" * 99)[:-20], "cut off or no gz file"),
+    "cut.csv.zip": (b"PK\x03\x04 and no more", "cut off or no zip file"),
+    "cut.jsonl.bz2": (bz2.compress(LINES.encode())[:-9], "cut off or no bz2 file"),
     "a.xlsx": (b"x", "which the name tells: csv, tsv"),
 }
 

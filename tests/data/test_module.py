@@ -13,7 +13,7 @@ from pathlib import Path
 import datasets
 import pandas as pd
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from hflit.arguments import Arguments
 from hflit.data import Labels, data_module
@@ -39,15 +39,15 @@ def tokenizer(tiny_bert):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Texts that the tokenizer has been asked for, one entry a call."""
+    """Texts that have been tokenized, one entry a batch."""
     made = []
-    call = PreTrainedTokenizerBase.__call__
+    encode = Labels.encode
 
-    def counted(self, text, *args, **kwargs):
-        made.append(list(text))
-        return call(self, text, *args, **kwargs)
+    def counted(self, batch, *args):
+        made.append(list(batch["text"]))
+        return encode(self, batch, *args)
 
-    monkeypatch.setattr(PreTrainedTokenizerBase, "__call__", counted)
+    monkeypatch.setattr(Labels, "encode", counted)
     return made
 
 
@@ -102,14 +102,14 @@ def test_a_cached_run_does_not_depend_on_what_the_tokenizer_has_seen(
 
 CHILD = """
 import json, sys
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 from hflit.arguments import Arguments
 from hflit.data import Labels, data_module
 
 def refuse(*args, **kwargs):
     raise AssertionError("tokenized again")
 
-PreTrainedTokenizerBase.__call__ = refuse
+Labels.encode = refuse
 rows = json.load(open(sys.argv[1] + "/rows.json"))
 tokenization = Labels(AutoTokenizer.from_pretrained(sys.argv[1]), None, 12)
 module = data_module(rows, tokenization=tokenization, args=Arguments(use_cpu=True))

@@ -68,7 +68,13 @@ def test_metrics_hold_the_last_figures(tiny_bert, ragged_rows):
 
 def test_best_metric_that_is_not_there_names_those_that_are(tiny_bert, ragged_rows):
     with pytest.raises(KeyError, match="metric_for_best_model='f1'.*eval_loss"):
-        run(tiny_bert, ragged_rows, eval_strategy="epoch", metric_for_best_model="f1")
+        run(
+            tiny_bert,
+            ragged_rows,
+            eval_strategy="epoch",
+            metric_for_best_model="f1",
+            metrics="auto",
+        )
 
 
 def test_limited_batches_shorten_the_schedule(tiny_bert, ragged_rows):

@@ -103,7 +103,7 @@ def test_scale_of_float16_gradients_goes_on(tiny_bert, ragged_rows, tmp_path, mo
     def run(scale, **given):
         scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3)
         plugin = ForwardPrecision("16-mixed", "cpu", scaler)
-        monkeypatch.setattr("hflit.pipeline.ForwardPrecision", lambda *_: plugin)
+        monkeypatch.setattr("hflit.loop.precision.ForwardPrecision", lambda *_: plugin)
         scales = Scales()
         HFTrainer()(
             tiny_bert(),

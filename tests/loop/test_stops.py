@@ -1,16 +1,27 @@
 """Ctrl-C and SIGTERM in the middle of a run."""
 
+import json
 import os
+import re
+import shlex
 import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from transformers import TrainerCallback
 
+import hflit
 from hflit import HFTrainer
 from tests.loop.test_checkpoints import losses, names, train
+from tests.tasks import tiny
+
+ROOT = str(Path(hflit.__file__).parent.parent)
 
 EXITS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit}
 
@@ -125,3 +136,88 @@ def test_other_threads_train_without_handlers(tiny_bert, ragged_rows):
     thread.start()
     thread.join()
     assert trainer.state.global_step == 3
+
+
+SCRIPT = """
+from hflit import HFTrainer
+HFTrainer()("base", "train.jsonl", use_cpu=True, maxlength=32, output_dir="out",
+            save_strategy="steps", save_steps=1000, num_train_epochs=1000)
+"""
+
+
+def start(words, folder):
+    """A process of its own, once it trains."""
+    started = subprocess.Popen(
+        [sys.executable, *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": ROOT},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    mark = Path(folder, "out", "begun")
+    deadline = time.monotonic() + 100
+    while not mark.exists() and started.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return started
+
+
+@pytest.fixture
+def files(tmp_path):
+    model, tokenizer = tiny.make("text-classification", seed=0)
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    lines = [json.dumps(row) + "\n" for row in tiny.rows("text-classification")]
+    (tmp_path / "train.jsonl").write_text("".join(lines))
+    (tmp_path / "mark.py").write_text(
+        "from pathlib import Path\n"
+        "from transformers import TrainerCallback\n"
+        "class Mark(TrainerCallback):\n"
+        "    def on_step_end(self, args, state, control, **_):\n"
+        "        Path('out').mkdir(exist_ok=True)\n"
+        "        Path('out/begun').touch()\n"
+    )
+    return tmp_path
+
+
+@pytest.mark.slow  # starts processes, which import everything
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_program_saves_and_prints_the_command_that_goes_on(files, number, status):
+    words = [
+        *("-m", "hflit", "fit", "--model.base", "base", "--data.train", "train.jsonl"),
+        *("--data.maxlength", "32", "--args.use_cpu", "true", "--args.output_dir", "out"),
+        *("--args.save_strategy", "steps", "--args.save_steps", "1000000"),
+        *("--args.num_train_epochs", "100000", "--trainer.callbacks", "mark.Mark"),
+    ]
+    started = start(words, files)
+    started.send_signal(number)
+    out, err = started.communicate(timeout=60)
+    assert started.returncode == status, err
+    assert "Traceback" not in err
+    saved = re.search(r"stopped after update (\d+); checkpoint-\1 is saved", err)
+    command = err.split("Go on with:\n")[1].strip()
+    assert command.endswith("--model.checkpoint true")
+
+    # The very line, but for a shorter way to go.
+    step = int(saved[1])
+    again = [sys.executable, *shlex.split(command)[1:], "--args.max_steps", str(step + 2)]
+    done = subprocess.run(
+        again, cwd=files, env={**os.environ, "PYTHONPATH": ROOT}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"After {step + 2} updates" in done.stdout
+
+
+@pytest.mark.slow  # starts processes, which import everything
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_script_ends_as_the_signal_asked_and_says_how_to_go_on(files, number, status):
+    call = SCRIPT.replace("1000)", "1000, callbacks=[Mark()])").replace(
+        "from hflit", "from mark import Mark\nfrom hflit", 1
+    )
+    (files / "script.py").write_text(call)
+    started = start(["script.py"], files)
+    started.send_signal(number)
+    _, err = started.communicate(timeout=60)
+    # Python ends itself by SIGINT, of which a shell makes 130.
+    assert started.returncode == (-number if number == signal.SIGINT else status)
+    assert re.search(r"checkpoint-\d+ is saved. Go on with checkpoint=True.", err)

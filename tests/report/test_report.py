@@ -62,6 +62,7 @@ def test_the_page_is_whole_in_itself(tiny_bert, ragged_rows, capsys):
     assert "<b>" not in page
     assert "src=" not in page
     assert "<script" not in page
+    assert "default-src 'none'" in page  # the browser would not fetch or run anything either
     assert "learning_rate" in page
 
 

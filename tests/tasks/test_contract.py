@@ -5,11 +5,6 @@ import pandas as pd
 import pytest
 import torch
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
     pipeline,
@@ -25,13 +20,9 @@ FORMATS = {
     "dataframe": pd.DataFrame,
     "dicts": list,
 }
-LOADERS = {
-    "text-classification": AutoModelForSequenceClassification,
-    "question-answering": AutoModelForQuestionAnswering,
-    "sequence-sequence": AutoModelForSeq2SeqLM,
-    "language-generation": AutoModelForCausalLM,
-    "language-modeling": AutoModelForMaskedLM,
-    "token-detection": AutoModelForTokenClassification,
+# What users load: of the pair that token-detection trains, its discriminator.
+LOADERS = {name: task.auto_model for name, task in TASKS.items()} | {
+    "token-detection": AutoModelForTokenClassification
 }
 # transformers 5 has no pipeline for question-answering and sequence-sequence any more.
 PIPELINES = {

@@ -1,0 +1,166 @@
+"""How long a run will take and how much memory it needs: a few updates of random weights."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from typing import Any, cast
+
+import lightning.pytorch as L
+import psutil
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import set_seed
+
+from hflit.adapters import add_adapter
+from hflit.arguments import Arguments
+from hflit.data import DataModule
+from hflit.data.batching import TokenRows
+from hflit.loading import Base
+from hflit.loop.precision import set_precision
+from hflit.loop.switches import model_switched
+from hflit.tasks import TaskModule
+from hflit.tasks.distillation import Distillation
+
+UPDATES = 4  # that are timed, behind a first one
+MOST = 0.5  # share of the free memory that the weights and what belongs to them may take for that
+
+
+def estimate(
+    task_class: type[TaskModule],
+    start: Base,
+    school: Base | None,
+    adapter: Any,
+    data: DataModule,
+    args: Arguments,
+    flags: dict[str, Any],
+    own: dict[str, Any],
+) -> dict[str, Any]:
+    """Measure what updates cost, on a model of the same shape that is thrown away.
+
+    Args:
+        task_class: The task.
+        start: What the run starts from; its weights are not read.
+        school: The teacher, likewise, or None.
+        adapter: LoRA's configuration, or None.
+        data: Set up.
+        args: The arguments of the run.
+        flags: Those of its Lightning Trainer.
+        own: What the task takes beside these.
+
+    Returns:
+        `seconds_per_update`, the median; `memory` in bytes: `weights`, `gradients`, `optimizer`,
+        `activations` of the longest rows, and the `total` of these; `free` bytes on the device.
+        Of these only `weights` and `free` if trying would take more than half of `free`.
+    """
+    changes = data.tokenization.config_changes(start.config)
+    free = _free(args)
+    with torch.device("meta"):
+        count = sum(each.numel() for each in _random(task_class, start, changes).parameters())
+    if 16 * count > MOST * free:  # float32: weights, gradients and the two moments of Adam
+        return {"memory": {"weights": 4 * count}, "free": free}
+    set_seed(args.seed)
+    model = _random(task_class, start, changes)
+    if adapter is not None:
+        model = task_class.each_model(model, partial(add_adapter, config=adapter))
+    if school is not None:
+        own = {**own, "distillation": Distillation(_random(task_class, school, {}), 1.0, 0.5)}
+    module = task_class(model, args, False, **own)
+    loader = data.train_dataloader()
+    windows = list(islice(loader, 1 + UPDATES))
+    rows = data.tokens["train"]
+    if hasattr(rows, "select"):
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+        longest = TokenRows(rows).__getitems__(order[: args.per_device_train_batch_size])
+        collate: Any = loader.batches.collate_fn
+        windows.append([collate(longest)])
+    models = [module] if school is None else [module, own["distillation"].teacher]
+    weights = [each for part in models for each in (*part.parameters(), *part.buffers())]
+    meter = _Meter(weights)
+    own_flags = {name: flags[name] for name in ("accelerator", "precision")}
+    set_precision(own_flags, args)
+    trainer = L.Trainer(
+        **own_flags,
+        devices=1,
+        max_steps=len(windows),
+        limit_val_batches=0,
+        callbacks=[meter],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with model_switched(model, args):
+        model.train()
+        again: Any = DataLoader(cast(Any, windows), batch_size=None, collate_fn=list)
+        trainer.fit(module, again, val_dataloaders=again)  # or Lightning misses some
+    timed = meter.seconds[1 : 1 + UPDATES] or meter.seconds
+    memory = {
+        "weights": _bytes(weights),
+        "gradients": _bytes([each for each in module.parameters() if each.requires_grad]),
+        "optimizer": meter.optimizer,
+        "activations": meter.activations,
+    }
+    memory["total"] = sum(memory.values())
+    return {"seconds_per_update": statistics.median(timed), "memory": memory, "free": free}
+
+
+class _Meter(L.Callback):
+    """Times updates, and counts the bytes that forward passes keep for their backward passes."""
+
+    def __init__(self, weights: list[Tensor]) -> None:
+        self.weights = {each.untyped_storage().data_ptr() for each in weights}  # no activations
+        self.kept: dict[int, int] = {}  # storage -> bytes, of the pass under way
+        self.activations = self.optimizer = 0
+        self.seconds: list[float] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Begin."""
+        self.hooks: Any = torch.autograd.graph.saved_tensors_hooks(self._note, lambda each: each)
+        self.hooks.__enter__()
+        self.start = time.perf_counter()
+
+    def on_after_backward(self, *_: Any) -> None:
+        """The pass is over, and what it kept is free."""
+        self.activations = max(self.activations, sum(self.kept.values()))
+        self.kept = {}
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """End."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self.start)
+        self.hooks.__exit__(None, None, None)
+        states = trainer.optimizers[0].state.values()
+        self.optimizer = _bytes([v for each in states for v in each.values() if torch.is_tensor(v)])
+
+    def _note(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.weights:
+            self.kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+
+def _random(task_class: type[TaskModule], base: Base, changes: dict[str, Any]) -> Any:
+    """A model of the shape of a base, with random weights."""
+    config = copy.deepcopy(base.config)
+    config.update(changes)
+    model = task_class.auto_model.from_config(config)
+    return task_class.load(replace(base, config=config, model=model, path=None), changes)
+
+
+def _free(args: Arguments) -> int:
+    if args.device.type == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    return psutil.virtual_memory().available
+
+
+def _bytes(tensors: Any) -> int:
+    unique = {id(each): each for each in tensors}
+    return sum(each.numel() * each.element_size() for each in unique.values())

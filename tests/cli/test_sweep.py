@@ -1,0 +1,103 @@
+"""`hflit sweep`: trials are runs of `hflit fit`, and the best one runs again to its figure."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+
+SEARCH = (
+    "{args.learning_rate: {low: 1e-7, high: 1e-1, log: true}, model.lora: [null, {r: 2}], "
+    "args.per_device_train_batch_size: {low: 4, high: 8, step: 4}}"
+)
+
+
+def sweep(*words, search=SEARCH, trials=3):
+    own = ["--sweep.search", search, "--sweep.trials", str(trials)]
+    return ["sweep", *words, "--args.max_steps", "4", *own]
+
+
+def figure(folder, name="eval_loss"):
+    history = json.loads((Path(folder) / "trainer_state.json").read_text())["log_history"]
+    return [entry[name] for entry in history if name in entry][-1]
+
+
+def test_the_best_trial_is_the_one_with_the_lowest_loss_and_can_be_run_again(base, program):
+    status, out, err = program(*sweep(*base(), "--args.output_dir", "out"))
+    assert (status, err) == (0, "")
+    with open("out/trials.csv", newline="") as file:
+        trials = list(csv.DictReader(file))
+    losses = [float(trial["eval_loss"]) for trial in trials]
+    assert losses == [figure(f"out/trial-{number}") for number in range(3)]
+    assert len(set(losses)) == 3
+    best = losses.index(min(losses))
+    assert f"Best of 3 trials is number {best}: --args.learning_rate=" in out
+    for trial in trials:
+        saved = yaml.safe_load(Path(f"out/trial-{trial['trial']}/config.yaml").read_text())
+        assert saved["args"]["learning_rate"] == float(trial["args.learning_rate"])
+        assert saved["args"]["per_device_train_batch_size"] in (4, 8)
+        assert saved["model"].get("lora") == json.loads(trial["model.lora"])
+    assert program("fit", "--config", "out/best.yaml", "--args.output_dir", "again")[0] == 0
+    assert figure("again") == losses[best]
+
+
+def test_a_sweep_goes_on_where_its_data_base_is(base, program):
+    words = sweep(*base(), "--sweep.storage", "sqlite:///sweep.db", trials=1)
+    assert program(*words)[0] == 0
+    assert "Best of 2 trials" in program(*words)[1]
+    study = optuna.load_study(study_name="hflit", storage="sqlite:///sweep.db")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 2
+    assert not Path("out").exists()
+
+
+def test_a_metric_may_be_better_the_higher(base, program):
+    named = ["--sweep.metric", "accuracy", "--model.metrics", "auto"]
+    status, out, _ = program(*sweep(*base(), *named, "--args.output_dir", "out"))
+    assert status == 0
+    found = [figure(f"out/trial-{number}", "eval_accuracy") for number in range(3)]
+    assert f"number {found.index(max(found))}: " in out
+
+
+def test_a_trial_may_be_ended_at_an_evaluation(base, program, monkeypatch):
+    class Second(optuna.pruners.BasePruner):
+        def prune(self, study, trial):
+            return trial.number == 1 and list(trial.intermediate_values) == [1]
+
+    monkeypatch.setattr(optuna.pruners, "MedianPruner", Second)
+    steps = ["--args.eval_strategy", "steps", "--args.eval_steps", "1"]
+    words = sweep(*base(), *steps, "--sweep.storage", "sqlite:///sweep.db", trials=2)
+    assert (
+        program(*words, "--sweep.prune", "true")[1].count("Trial 1: ended early with --args") == 1
+    )
+    study = optuna.load_study(study_name="hflit", storage="sqlite:///sweep.db")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED"]
+    assert list(study.trials[0].intermediate_values) == [1, 2, 3, 4]
+
+
+WRONG = {
+    "{args.learningrate: [1]}": "holds 'args.learningrate', which is no option of a run",
+    "{args.seed: 3}": "has 3 for args.seed. Give a list of values, or",
+    "{args.seed: {low: 1}}": "has {'low': 1} for args.seed",
+    "{args.learning_rate: [abc]}": "--args.learning_rate=abc is not a number.",
+}
+
+
+@pytest.mark.parametrize("search", WRONG)
+def test_a_wrong_search_is_told(search, base, program):
+    status, _, err = program(*sweep(*base(), search=search))
+    assert status == 2
+    assert WRONG[search] in err
+
+
+def test_what_it_cannot_do_without_is_told(base, program, monkeypatch):
+    words = base()
+    assert "--sweep.search must be given" in program("sweep", *words)[2]
+    assert "each trial of a sweep runs in one" in program(*sweep(*words, "--trainer.devices=2"))[2]
+    told = program(*sweep(*words, "--sweep.metric", "f1"))[2]
+    assert "--sweep.metric=eval_f1 is not among the figures: eval_loss" in told
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.setattr("hflit.cli.sweep.find_spec", lambda name: None)
+    assert "A sweep needs optuna. Install it with: pip install hflit[sweep]" in program("sweep")[2]

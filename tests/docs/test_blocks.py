@@ -1,0 +1,63 @@
+"""Every block of the documentation and the README runs, in the order a reader meets them.
+
+Models come from a Hub on disk and keep their names; training stops after a few updates, which the
+environment asks of the command line. The rest is word for word what the page says.
+"""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from tests.docs.blocks import FILES, RUN, SHOWN, read_blocks, run_block
+from tests.docs.hub import make_hub
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
+BLOCKS = {str(page.relative_to(ROOT)): read_blocks(page) for page in PAGES}
+HEAVY = {"docs/coming_from.md"}  # imports txtai
+ROWS = [("a warm and funny film", "good"), ("two dull hours", "bad")] * 20
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory):
+    return make_hub(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture
+def desk(hub, tmp_path, monkeypatch):
+    """The folder a reader sits in: a checkout of the repository, and files of their own."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
+    monkeypatch.setenv("HF_HUB_CACHE", str(hub))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("HFLIT_ARGS__MAX_STEPS", "2")
+    for name in ("configs", "examples", "benchmarks", "tests", "pyproject.toml"):
+        target = ROOT / name
+        (shutil.copytree if target.is_dir() else shutil.copy)(target, tmp_path / name)
+    for name in ("train.csv", "val.csv", "new.csv"):
+        text = "".join(f"{text},{label}\n" for text, label in ROWS)
+        (tmp_path / name).write_text(f"text,label\n{text}")
+
+
+@pytest.mark.parametrize("page", BLOCKS)
+def test_blocks_say_what_they_are(page):
+    for block in BLOCKS[page]:
+        is_file = block.title and block.language in FILES
+        assert is_file or block.language in (*RUN, *SHOWN), block
+
+
+def _mark(page):
+    is_slow = page in HEAVY or any(
+        block.language == "bash" and not block.excuse for block in BLOCKS[page]
+    )
+    return pytest.param(page, marks=[pytest.mark.slow, pytest.mark.timeout(900)] * is_slow)
+
+
+@pytest.mark.usefixtures("desk")
+@pytest.mark.parametrize("page", [_mark(page) for page, blocks in BLOCKS.items() if blocks])
+def test_blocks_run(page):
+    names = {"__name__": "__main__"}
+    for block in BLOCKS[page]:
+        run_block(block, names)

@@ -1,0 +1,60 @@
+"""The range test finds a learning rate that teaches, and leaves the weights as they were."""
+
+import numpy as np
+import pytest
+
+from hflit import HFTrainer
+from hflit.loop.finders import LOWEST, smoothed, steepest
+
+
+def losses(base, rows, **options):
+    trainer = HFTrainer()
+    trainer(base, rows, logging_steps=1, **options)
+    return trainer, [e["loss"] for e in trainer.state.log_history if "loss" in e]
+
+
+def easy(ragged_rows):
+    rows = ragged_rows(64)
+    return [{**row, "text": f"w{row['label']} " * 3 + row["text"][:9]} for row in rows]
+
+
+def test_the_rate_found_is_used_from_the_first_weights(tiny_bert, ragged_rows):
+    rows = easy(ragged_rows)
+    options = {"max_steps": 3, "output_dir": "out"}
+    trainer, found = losses(tiny_bert(dropout=0.1), rows, find_learning_rate=True, **options)
+    rate = trainer.state.log_history[0]["learning_rate"]
+    assert LOWEST < rate < 1
+    _, given = losses(tiny_bert(dropout=0.1), rows, learning_rate=rate, max_steps=3)
+    assert found == given
+
+
+def test_the_rate_found_teaches_and_a_hundredth_does_not(tiny_bert, ragged_rows):
+    rows = easy(ragged_rows)
+    trainer, found = losses(tiny_bert(), rows, find_learning_rate=True, max_steps=40)
+    rate = trainer.state.log_history[0]["learning_rate"]
+    _, slow = losses(tiny_bert(), rows, learning_rate=rate / 100, max_steps=40)
+    assert np.mean(found[-8:]) < 0.5 * np.mean(found[:8])
+    assert np.mean(slow[-8:]) > 0.8 * np.mean(slow[:8])
+
+
+def test_the_steepest_fall_is_that_of_the_smoothed_loss():
+    rates = np.geomspace(1e-5, 1, 51).tolist()
+    falling = [2 - 1.5 / (1 + np.exp(-(i - 25) / 2)) for i in range(51)]
+    noisy = list(falling)
+    noisy[3] -= 0.3  # a single lucky batch is no slope
+    assert rates[25] <= steepest(rates, falling) <= rates[32]  # the mean lags behind
+    assert rates[25] <= steepest(rates, noisy) <= rates[32]
+    with pytest.raises(ValueError, match="the loss never fell from 1e-05 to 1"):
+        steepest(rates, list(range(51)))
+
+
+def test_smoothing_begins_without_a_bias():
+    assert smoothed([2.0, 2.0, 2.0]) == pytest.approx([2.0, 2.0, 2.0])
+    assert smoothed([1.0, 2.0]) == pytest.approx([1.0, (0.9 * 0.1 * 1 + 0.1 * 2) / 0.19])
+
+
+def test_what_contradicts_it_is_refused(tiny_bert, ragged_rows):
+    with pytest.raises(ValueError, match="find_learning_rate=True is for a new run"):
+        HFTrainer()("base", [], find_learning_rate=True, checkpoint=True)
+    with pytest.raises(ValueError, match="find_learning_rate=True needs a single process"):
+        HFTrainer()("base", [], find_learning_rate=True, strategy="ddp_spawn", devices=2)
