@@ -197,6 +197,10 @@ def check(values: Mapping[str, Any]) -> None:
         "fsdp=True cannot scale the gradients of fp16=True: that was never run. Use bf16=True.",
     )
     refuse(
+        get("fsdp") and optim == "adafactor",
+        "fsdp=True and optim='adafactor': it cannot update shares. Use 'adamw_torch'.",
+    )
+    refuse(
         get("fsdp") and (get("bf16_full_eval") or get("fp16_full_eval")),
         "fsdp=True cannot hold its weights in half precision for evaluation. Use bf16=True.",
     )

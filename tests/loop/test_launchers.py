@@ -82,12 +82,17 @@ def two_hosts():
                 subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
+def has_namespaces():
+    with two_hosts() as (hosts, _):
+        return bool(hosts[0][0])
+
+
 @contextmanager
 def started(how, folder, call=""):
     """Processes that make one run together; none of them outlives the block.
 
     Args:
-        how: script, spawn, pipe, torchrun, nodes or slurm.
+        how: script, spawn, torchrun, nodes (of one process), nodes of two, slurm, or plain.
         folder: Where the script writes what it found, and what it prints.
         call: Its keywords.
     """
@@ -97,13 +102,14 @@ def started(how, folder, call=""):
     script.write_text(text.format(call=own.get(how, "") + call))
     port = f"{find_free_network_port()}"
     commands = [([], [str(script)], {})]  # prefix, arguments of python, environment
-    with two_hosts() if how == "nodes" else nothing() as (hosts, address):
+    with two_hosts() if "nodes" in how else nothing() as (hosts, address):
         if how == "torchrun":
             commands = [([], [*LAUNCH, "2", "--master_port", port, str(script)], {})]
-        elif how == "nodes":
+        elif "nodes" in how:
+            each = "2" if "two" in how else "1"
             meeting = ["--nnodes", "2", "--master_addr", address, "--master_port", port]
             commands = [
-                (prefix, [*LAUNCH, "2", *meeting, "--node_rank", f"{rank}", str(script)], extra)
+                (prefix, [*LAUNCH, each, *meeting, "--node_rank", f"{rank}", str(script)], extra)
                 for rank, (prefix, extra) in enumerate(hosts)
             ]
         elif how == "slurm":
@@ -150,7 +156,7 @@ def wait(running, everyone, seconds, until=lambda: False):
         time.sleep(0.1)
 
 
-NODES = [("nodes", f"strategy='{kind}', per_device_train_batch_size=2") for kind in ("ddp", "fsdp")]
+NODES = [("nodes of two", "per_device_train_batch_size=2"), ("nodes", "strategy='fsdp'")]
 
 
 @pytest.mark.slow
@@ -167,13 +173,15 @@ def test_it_trains_as_one_process(how, call, tmp_path):
     trainer, model = fit(**SHORT, per_device_train_batch_size=8)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     found = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("*.json"))]
-    world = {"nodes": 4, "spawn": None}.get(how, 2)
+    world = {"nodes of two": 4, "spawn": None}.get(how, 2)
     assert len(found) == (world or 1)
     for told in found:
         assert told["world"] == world
         assert told["losses"] == pytest.approx(losses, abs=1e-6)
         assert told["kind"] == type(model).__name__
         assert not told["training"]
+    hosts = {told["host"] for told in found}
+    assert len(hosts) == (2 if "nodes" in how and has_namespaces() else 1)
 
 
 CAUSES = {  # what the user reads
@@ -185,7 +193,10 @@ CAUSES = {  # what the user reads
 }
 ENDINGS = [(how, 1, "kill", cause) for how, cause in CAUSES.items()]
 ENDINGS += [("script", 0, "kill", "Connection closed by peer")]
-ENDINGS += [(how, 1, "error", "ValueError: a process lost its way") for how in CAUSES]
+ENDINGS += [
+    (how, 1, "error", "ValueError: a process lost its way")
+    for how in ("script", "torchrun", "slurm")
+]
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ def test_another_number_of_processes_goes_on(before, step, after, tmp_path):
     ("task", "also"),
     [
         *((task, {}) for task in TASKS),
-        ("text-classification", {"optim": "adafactor"}),
+        ("text-classification", {"optim": "adamw_torch_fused"}),
         ("text-classification", {"lora": {"r": 2, "lora_dropout": 0.0}}),
     ],
 )

@@ -163,6 +163,19 @@ def test_adapter_trains_as_in_one_process():
     assert_same(two(**call), fit(**call, per_device_train_batch_size=8))
 
 
+@pytest.mark.slow
+def test_quantized_weights_train_as_in_one_process():
+    call = {**SHORT, "quantize": True, "lora": {"r": 2, "lora_dropout": 0.0}}
+    path = "base"
+    model, tokenizer = make("text-classification", 0)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    path = str(Path(path).absolute())
+    assert_same(
+        two(**call, base=path), fit(**call, base=path, per_device_train_batch_size=8), 2e-6, 2e-6
+    )
+
+
 def test_each_process_may_average_its_own_rows():
     whole = two(**SHORT)[0].state.log_history
     own = two(**SHORT, average_tokens_across_devices=False)[0].state.log_history
@@ -279,6 +292,8 @@ def test_all_processes_stop_where_one_is_asked_to(tmp_path):
         ({"deepspeed": {"zero": 1}}, "never run"),
         ({"fsdp": True, "devices": 2, "quantize": True, "lora": True}, "cannot be sharded"),
         ({"fsdp": True, "fsdp_config": {"cpu_offload": True}}, "cannot hold cpu_offload=True"),
+        ({"fsdp": True, "optim": "adafactor"}, "cannot update shares"),
+        ({"devices": 2, "precision": "16-mixed"}, "needs an accelerator"),
     ],
 )
 def test_what_cannot_be_spread_is_refused(given, message):
