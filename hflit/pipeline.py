@@ -257,12 +257,12 @@ class HFTrainer:
             if school is not None:
                 own["distillation"] = Distillation(task_class.load(school, {}), *distillation)
             module = task_class(model, arguments, parity, **own)
-            module.nonfinite = nonfinite or ("ignore" if parity else "stop")
             if resumed is not None:
                 load_weights(model, resumed.folder)
-            if find_learning_rate:
-                with model_switched(model, arguments):
+            if find_learning_rate:  # by rates that end in losses without a value
+                with model_switched(model, arguments, parity):
                     arguments.learning_rate = find_rate(module, data, flags)
+            module.nonfinite = nonfinite or ("ignore" if parity else "stop")
             seed(arguments.seed)
             stops = Stops()
 

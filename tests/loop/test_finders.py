@@ -5,6 +5,7 @@ import pytest
 
 from hflit import HFTrainer
 from hflit.loop.finders import LOWEST, smoothed, steepest
+from hflit.tasks.text_classification import TextClassification
 
 
 def losses(base, rows, **options):
@@ -35,6 +36,20 @@ def test_the_rate_found_teaches_and_a_hundredth_does_not(tiny_bert, ragged_rows)
     _, slow = losses(tiny_bert(), rows, learning_rate=rate / 100, max_steps=40)
     assert np.mean(found[-8:]) < 0.5 * np.mean(found[:8])
     assert np.mean(slow[-8:]) > 0.8 * np.mean(slow[:8])
+
+
+def test_a_loss_without_a_value_ends_the_test_and_not_the_run(tiny_bert, ragged_rows, monkeypatch):
+    """nonfinite="stop" is for the run that follows."""
+    summed_loss = TextClassification.summed_loss
+
+    def breaks_above(self, outputs, batch):
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        return summed_loss(self, outputs, batch) * (float("nan") if rate > 3e-3 else 1.0)
+
+    monkeypatch.setattr(TextClassification, "summed_loss", breaks_above)
+    trainer, found = losses(tiny_bert(), easy(ragged_rows), find_learning_rate=True, max_steps=3)
+    assert trainer.state.log_history[0]["learning_rate"] <= 3e-3
+    assert np.isfinite(found).all()
 
 
 def test_the_steepest_fall_is_that_of_the_smoothed_loss():
