@@ -22,7 +22,7 @@ from hflit.arguments import Arguments
 from hflit.data import DataModule
 from hflit.data.batching import TokenRows
 from hflit.loading import Base
-from hflit.loop.precision import set_precision
+from hflit.loop.finders import trial_trainer
 from hflit.loop.switches import model_switched
 from hflit.tasks import TaskModule
 from hflit.tasks.distillation import Distillation
@@ -83,19 +83,7 @@ def estimate(
     models = [module] if school is None else [module, own["distillation"].teacher]
     weights = [each for part in models for each in (*part.parameters(), *part.buffers())]
     meter = _Meter(weights)
-    own_flags = {name: flags[name] for name in ("accelerator", "precision")}
-    set_precision(own_flags, args)
-    trainer = L.Trainer(
-        **own_flags,
-        devices=1,
-        max_steps=len(windows),
-        limit_val_batches=0,
-        callbacks=[meter],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = trial_trainer(flags, args, len(windows), meter)
     with model_switched(model, args):
         model.train()
         again: Any = DataLoader(cast(Any, windows), batch_size=None, collate_fn=list)

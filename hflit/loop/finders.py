@@ -8,9 +8,10 @@ from typing import Any
 
 import lightning.pytorch as L
 import numpy as np
-import torch
+from transformers import TrainingArguments
 
 from hflit.data import DataModule
+from hflit.loop.memory import kept_weights
 from hflit.loop.precision import set_precision
 from hflit.tasks.module import TaskModule
 
@@ -41,30 +42,40 @@ def find_rate(module: TaskModule, data: DataModule, flags: dict[str, Any]) -> fl
         ValueError: The loss never fell.
     """
     model = module.model.train()  # from_pretrained gives evaluation mode
-    tensors = [p for p in model.parameters() if p.requires_grad] + list(model.buffers())
-    kept = [tensor.detach().to("cpu", copy=True) for tensor in tensors]
+    put_back = kept_weights(model)
     test = _RangeTest()
+    trial_trainer(flags, module.args, UPDATES, test).fit(module, data)
+    put_back()
+    rate = steepest(test.rates, test.losses)
+    told = "learning_rate=%.3g found, where the loss falls fastest; it takes the place of %.3g."
+    logger.warning(told, rate, module.args.learning_rate)
+    return rate
+
+
+def trial_trainer(
+    flags: dict[str, Any], args: TrainingArguments, updates: int, callback: L.Callback
+) -> L.Trainer:
+    """A Lightning Trainer for some updates in one process, of which nothing stays.
+
+    Args:
+        flags: Accelerator and precision of the run's Lightning Trainer.
+        args: The arguments of the run.
+        updates: After which it ends.
+        callback: Watches it.
+    """
     own = {name: flags[name] for name in ("accelerator", "precision")}
-    set_precision(own, module.args)
-    trainer = L.Trainer(
+    set_precision(own, args)
+    return L.Trainer(
         **own,
         devices=1,
-        max_steps=UPDATES,
-        callbacks=[test],
+        max_steps=updates,
+        callbacks=[callback],
         logger=False,
         limit_val_batches=0,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, data)
-    with torch.no_grad():
-        for tensor, value in zip(tensors, kept, strict=True):
-            tensor.copy_(value)
-    rate = steepest(test.rates, test.losses)
-    told = "learning_rate=%.3g found, where the loss falls fastest; it takes the place of %.3g."
-    logger.warning(told, rate, module.args.learning_rate)
-    return rate
 
 
 def steepest(rates: list[float], losses: list[float]) -> float:

@@ -48,6 +48,19 @@ class MemoryTracker(TrainerMemoryTracker):
             time.sleep(0.001)
 
 
+def kept_weights(model: Any) -> Callable[[], None]:
+    """Keep a copy of what of a model can change; what comes back puts it there again."""
+    tensors = [p for p in model.parameters() if p.requires_grad] + list(model.buffers())
+    kept = [tensor.detach().to("cpu", copy=True) for tensor in tensors]
+
+    def put_back() -> None:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, kept, strict=True):
+                tensor.copy_(value)
+
+    return put_back
+
+
 def fit_in_memory(fit: Callable[[], Result], model: Any, args: TrainingArguments) -> Result:
     """Train; if `auto_find_batch_size` says so, with 9/10 of the batch whenever memory runs out.
 
@@ -61,16 +74,13 @@ def fit_in_memory(fit: Callable[[], Result], model: Any, args: TrainingArguments
     """
     if not args.auto_find_batch_size:
         return fit()
-    tensors = [p for p in model.parameters() if p.requires_grad] + list(model.buffers())
-    kept = [tensor.detach().to("cpu", copy=True) for tensor in tensors]
+    put_back = kept_weights(model)
 
     def attempt(batch_size: int) -> Result:
         if batch_size != args.per_device_train_batch_size:
             logger.warning("Out of memory. Starting again with batches of %d rows.", batch_size)
             args.per_device_train_batch_size = batch_size
-            with torch.no_grad():
-                for tensor, value in zip(tensors, kept, strict=True):
-                    tensor.copy_(value)
+            put_back()
         return fit()
 
     return find_executable_batch_size(

@@ -197,9 +197,8 @@ def forward_cost(model: Any, device: torch.device) -> float:
     An estimate from the size of the model, so that the same run is cut alike each time: cuts decide
     the rounding of sums. On a CPU a pass writes each gradient once more, as long as 60 tokens take
     for all the weights that a token meets, and its calls take as long as 1e8 of those weights
-    (fitted to five models of 0.4 to 43 million on one and two cores, see docs/speed.md). On an
-    accelerator it is taken to be 10 ms of launches at 100 trillion operations a second, which was
-    never run.
+    (fitted to five models of 0.4 to 43 million on one and two cores). On an accelerator it is taken
+    to be 10 ms of launches at 100 trillion operations a second, which was never run.
 
     Args:
         model: Has `num_parameters`.
