@@ -124,7 +124,7 @@ trainer(
     (small, tokenizer),
     rows,
     learning_rate=3e-4,
-    num_train_epochs=3,
+    num_train_epochs=6,
     per_device_train_batch_size=16,
     logging_steps=0.2,
 )
