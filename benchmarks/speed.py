@@ -331,7 +331,7 @@ class Run:
     def _data(self, **changes: Any) -> tuple[Any, Any]:
         from hflit.arguments import parse
         from hflit.loading import load_base
-        from hflit.pipeline import OPTIONS, read_data
+        from hflit.request import OPTIONS, read_data
         from hflit.tasks import TASKS
 
         given = {

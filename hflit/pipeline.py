@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-import math
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any
 
-import datasets
 import lightning.pytorch as L
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainerCallback,
     TrainerState,
     set_seed,
 )
@@ -25,27 +20,21 @@ from transformers.trainer_utils import align_special_tokens, enable_full_determi
 
 from hflit.adapters import (
     add_adapter,
-    check_adapter,
     lora_config,
     merged,
     quantization_config,
     weight_figures,
 )
-from hflit.arguments import Arguments, parse
+from hflit.arguments import parse
 from hflit.artifacts import save_artifacts
-from hflit.checks import raise_all
-from hflit.data import DataModule, data_module
-from hflit.kinds import kind_problems
-from hflit.loading import Base, check_teacher, classifier_names, load_base, resolve_maxlength
+from hflit.loading import check_teacher, load_base
 from hflit.loop.bridge import Bridge
 from hflit.loop.checkpoints import Checkpoints
-from hflit.loop.evaluation import evaluate
 from hflit.loop.finders import find_rate
 from hflit.loop.hub import HubUpload
 from hflit.loop.memory import fit_in_memory
-from hflit.loop.precision import set_precision
-from hflit.loop.progress import ProgressBar
-from hflit.loop.resume import FIXED_ARGUMENTS, find, load_weights
+from hflit.loop.resume import find, load_weights
+from hflit.loop.run import lightning_run, run_length, run_record
 from hflit.loop.stops import Stops
 from hflit.loop.strategies import Processes, check_processes, run_in_processes, spread
 from hflit.loop.switches import model_switched, process_switched
@@ -54,26 +43,9 @@ from hflit.predict import predictions
 from hflit.ranks import from_first
 from hflit.report.card import write_card
 from hflit.report.facts import data_facts, run_facts
+from hflit.request import check_budget, check_evaluation, check_request, read_data
 from hflit.saved import Saved, save_run
-from hflit.tasks import TASKS, TaskModule
 from hflit.tasks.distillation import Distillation
-from hflit.tasks.failures import NONFINITE
-
-# Arguments of the call that only some tasks or their tokenization take, and their defaults.
-OPTIONS = {
-    "stride": 128,
-    "prefix": None,
-    "merge": "concat",
-    "whole_word": False,
-    "skip_misaligned": False,
-    "target_maxlength": None,
-    "generation_max_length": None,
-    "generation_num_beams": None,
-}
-
-
-# Figures of an evaluation without metrics.
-OWN_FIGURES = ("loss", "runtime", "samples_per_second", "steps_per_second")
 
 
 class HFTrainer:
@@ -197,7 +169,7 @@ class HFTrainer:
             ImportError: An argument needs a package that is not installed.
         """
         given = {name: value for name, value in locals().items() if name not in ("self", "args")}
-        task_class = check_request(given)
+        task_class = check_request(given, HFTrainer.__call__)
         adapter = lora_config(lora, task_class.lora_type)
         arguments, flags = parse(args, also=given)
         check_evaluation(arguments, validation, metrics)
@@ -235,7 +207,7 @@ class HFTrainer:
             options, data = read_data(start, task_class, given, arguments)
             data.setup()
             length = run_length(arguments, flags, data)
-            run = {"task": task, "model": start.config.model_type, **_run(arguments, data)}
+            run = {"task": task, "model": start.config.model_type, **run_record(arguments, data)}
             if resumed is not None:
                 resumed.check(run)
                 data.start = resumed.place(length.windows, arguments.ignore_data_skip)
@@ -271,7 +243,7 @@ class HFTrainer:
                 checkpoints = Checkpoints(
                     arguments, model, start.tokenizer, run, resumed, failed_save
                 )
-                bridge, trainer = _lightning(
+                bridge, trainer = lightning_run(
                     arguments, {**flags}, length, module, data, metrics, checkpoints, stops
                 )
                 bridge.metrics.update(weight_figures(model))
@@ -328,215 +300,3 @@ class HFTrainer:
             batch_size: Rows that the model reads at a time.
         """
         return list(predictions(self.saved, rows, columns, batch_size))
-
-
-def read_data(
-    start: Base, task_class: type[TaskModule], given: dict[str, Any], args: Arguments
-) -> tuple[dict[str, Any], DataModule]:
-    """The data of a run, which nothing has been read of yet.
-
-    Args:
-        start: What the run starts from.
-        task_class: Its task.
-        given: The arguments of the call, by name.
-        args: Batch sizes, seeds and loader options.
-
-    Returns:
-        What the task and its tokenization can be given, by name, and the data module.
-    """
-    options = {**given, "head": classifier_names(start), "tokenizer": start.tokenizer}
-    if "target_maxlength" in task_class.options:
-        options["target_maxlength"] = resolve_maxlength(
-            given["target_maxlength"], start, "target_maxlength"
-        )
-    tokenization = task_class.tokenization(
-        start.tokenizer,
-        given["columns"],
-        resolve_maxlength(given["maxlength"], start),
-        **{name: options[name] for name in task_class.tokenization.options},
-        **task_class.tokenization_settings,
-    )
-    tokenizers = given["tokenizers"]
-    data = data_module(
-        given["train"],
-        given["validation"],
-        tokenization=tokenization,
-        args=args,
-        tokenizers=os.cpu_count() if tokenizers is True else tokenizers or None,
-        **{
-            name: given[name]
-            for name in ("tokenizebatch", "cache", "parity", "max_tokens_per_batch")
-        },
-    )
-    return options, data
-
-
-def check_request(given: dict[str, Any]) -> type[TaskModule]:
-    """The task that a call names; ValueError if its arguments contradict each other."""
-    raise_all(TypeError, kind_problems(given, get_type_hints(HFTrainer.__call__)))
-    task = given["task"]
-    if task not in TASKS:
-        raise ValueError(f"Unknown task {task!r}. Choose one of: {', '.join(TASKS)}.")
-    for name, default in OPTIONS.items():
-        taken = (*TASKS[task].options, *TASKS[task].tokenization.options)
-        if given[name] != default and name not in taken:
-            raise ValueError(f"{name}={given[name]!r} means nothing to {task}.")
-    temperature, alpha = given["distillation"]
-    if temperature <= 0 or not 0 <= alpha <= 1:
-        raise ValueError(
-            f"distillation={given['distillation']!r} must be a temperature above 0 and a share of "
-            "the teacher from 0 to 1."
-        )
-    if given["teacher"] is not None and given["parity"]:
-        raise ValueError("parity=True does what transformers.Trainer does, and it has no teacher.")
-    named = ("base", "quantize", "lora", "merge_adapter", "parity")
-    check_adapter(*(given[name] for name in named))
-    if (
-        given["metrics"] is not None
-        and given["metrics"] != "auto"
-        and not callable(given["metrics"])
-    ):
-        raise ValueError(f"metrics={given['metrics']!r} must be a function, 'auto' or None.")
-    choices = {"nonfinite": (None, *NONFINITE), "failed_save": ("continue", "stop")}
-    for name, known in choices.items():
-        if given[name] not in known:
-            told = ", ".join(each for each in known if each)
-            raise ValueError(f"Unknown {name}={given[name]!r}. Choose one of: {told}.")
-    counts = ("tokenizebatch", "generation_max_length", "generation_num_beams")
-    for name in (*counts, "max_tokens_per_batch"):
-        if given[name] is not None and given[name] < 1:
-            raise ValueError(f"{name}={given[name]} must be at least 1.")
-    return TASKS[task]
-
-
-def check_budget(args: Arguments, tokens: int | None, parity: bool) -> None:
-    """Raise ValueError if something else than `max_tokens_per_batch` makes the batches too."""
-    config: Any = args.accelerator_config
-    others = {
-        f"train_sampling_strategy={args.train_sampling_strategy!r}": args.train_sampling_strategy
-        not in (None, "random"),
-        "parity=True": parity,
-        "auto_find_batch_size=True": args.auto_find_batch_size,
-        "split_batches=True": config.split_batches,
-    }
-    named = [name for name, is_given in others.items() if is_given]
-    if tokens is not None and named:
-        raise ValueError(
-            f"max_tokens_per_batch={tokens} makes batches its own way, and so does "
-            f"{' and '.join(named)}. Choose one."
-        )
-
-
-def check_evaluation(args: Arguments, validation: Any, metrics: Any) -> None:
-    """Raise ValueError if arguments about evaluation have nothing to work on."""
-    if validation is None and (args.eval_strategy != "no" or args.eval_on_start):
-        raise ValueError("eval_strategy and eval_on_start evaluate on validation=: pass it.")
-    best = (args.metric_for_best_model or "loss").removeprefix("eval_")
-    if metrics is None and validation is not None and best not in OWN_FIGURES:
-        raise ValueError(
-            f"metric_for_best_model={args.metric_for_best_model!r} needs metrics=: without, an "
-            f"evaluation gives {', '.join(OWN_FIGURES)}."
-        )
-    if (
-        args.batch_eval_metrics
-        and callable(metrics)
-        and "compute_result" not in inspect.signature(metrics).parameters
-    ):
-        raise ValueError(
-            "batch_eval_metrics=True calls metrics after each batch: it must take compute_result, "
-            "which is True after the last one."
-        )
-
-
-def _lightning(
-    args: Arguments,
-    flags: dict[str, Any],
-    length: Length,
-    module: TaskModule,
-    data: DataModule,
-    metrics: Callable[..., dict[str, Any]] | str | None,
-    checkpoints: Checkpoints,
-    stops: Stops,
-) -> tuple[Bridge, L.Trainer]:
-    """The Lightning Trainer of a run, and the bridge to transformers' callbacks inside it."""
-    callbacks = flags.pop("callbacks")
-    run_evaluation = None
-    if data.data["validation"] is not None:
-
-        def run_evaluation(on_batch: Callable[[], None]) -> dict[str, float]:
-            own: Any = metrics
-            if metrics == "auto":
-                own = module.metrics(data.rows["validation"])
-            limit = flags.get("limit_val_batches")
-            return evaluate(module, data.val_dataloader(), args, own, on_batch, limit)
-
-    theirs = [callback for callback in callbacks if isinstance(callback, TrainerCallback)]
-    tokenizer = data.tokenization.tokenizer
-    bridge = Bridge(args, module, tokenizer, checkpoints, stops, theirs, run_evaluation)
-    lightning: list[Any] = [c for c in callbacks if not isinstance(c, TrainerCallback)]
-    show = flags.setdefault("enable_progress_bar", sys.stderr.isatty() and not args.disable_tqdm)
-    if show:
-        lightning.append(ProgressBar())
-    set_precision(flags, args)
-    return bridge, L.Trainer(
-        **flags,
-        callbacks=[bridge, *lightning],
-        max_epochs=length.epochs,
-        max_steps=length.steps,
-        log_every_n_steps=1,  # the bridge logs; at 50 Lightning warns of each shorter epoch
-    )
-
-
-class Length(NamedTuple):
-    """How long a run is.
-
-    Attributes:
-        windows: In an epoch; 0 for a stream, whose length is not known.
-        epochs: Passes over the rows; -1 for a stream, which is read again until the last update.
-        steps: Updates.
-    """
-
-    windows: int
-    epochs: int
-    steps: int
-
-
-def run_length(args: Arguments, flags: dict[str, Any], data: DataModule) -> Length:
-    """How long a run on some data is.
-
-    Raises:
-        ValueError: No batch is left to train on.
-    """
-    try:
-        windows = len(data.train_dataloader())
-    except TypeError:
-        return Length(0, -1, args.max_steps)
-    limit = flags.get("limit_train_batches")
-    if limit is not None:
-        windows = min(windows, limit) if isinstance(limit, int) else int(windows * limit)
-    if windows == 0:
-        raise ValueError(
-            "No batch is left to train on: see dataloader_drop_last and limit_train_batches."
-        )
-    if args.max_steps > 0:
-        return Length(windows, math.ceil(args.max_steps / windows), args.max_steps)
-    steps = math.ceil(args.num_train_epochs * windows)
-    return Length(windows, math.ceil(args.num_train_epochs), steps)
-
-
-def _run(args: Arguments, data: DataModule) -> dict[str, Any]:
-    """What the rest of a run cannot change, in the words of the call."""
-    rows, values = data.tokens["train"], args.to_dict()
-    config: Any = args.accelerator_config
-    batches = args.gradient_accumulation_steps * (1 if config.split_batches else args.world_size)
-    is_stream = not isinstance(rows, datasets.Dataset)  # each worker reads its own part of it
-    return {
-        "maxlength": data.tokenization.maxlength,
-        "rows": None if is_stream else len(rows),
-        "data": data.digest(),
-        "processes": args.world_size,
-        "rows_per_update": args.per_device_train_batch_size * batches,
-        **({"dataloader_num_workers": args.dataloader_num_workers} if is_stream else {}),
-        "max_tokens_per_batch": data.max_tokens_per_batch,
-        **{name: values[name] for name in FIXED_ARGUMENTS},
-    }

@@ -28,10 +28,12 @@ from hflit.data.answers import find_answer
 from hflit.data.batching import IGNORE_INDEX
 from hflit.data.questions import Questions
 from hflit.loading import check_teacher, load_base
+from hflit.loop.run import run_length
 from hflit.loop.strategies import check_processes, spread
 from hflit.loop.switches import process_switched
-from hflit.pipeline import check_evaluation, check_request, read_data, run_length
+from hflit.pipeline import HFTrainer
 from hflit.report.facts import data_facts
+from hflit.request import check_evaluation, check_request, read_data
 
 LEARNED = "bold green"
 SHOWN_LETTERS = 600
@@ -71,7 +73,7 @@ def check(call: dict[str, Any]) -> dict[str, Any]:
     wrong: list[str] = []
     if isinstance(named["train"], str) and named["train"] == named["validation"]:
         wrong.append("Training and validation data are the same file.")
-    task_class = check_request(named)
+    task_class = check_request(named, HFTrainer.__call__)
     arguments, flags = parse(keywords, also=named)
     check_evaluation(arguments, named["validation"], named["metrics"])
     adapter = lora_config(named["lora"], task_class.lora_type)

@@ -18,7 +18,8 @@ from hflit.cli.options import split_call
 from hflit.data import DataModule
 from hflit.loading import load_base
 from hflit.loop.evaluation import evaluate
-from hflit.pipeline import check_request, read_data
+from hflit.pipeline import HFTrainer
+from hflit.request import check_request, read_data
 from hflit.saved import load_saved
 
 # What of the arguments and flags of a run an evaluation follows.
@@ -88,7 +89,7 @@ def load_evaluation(
     is_adapter = Path(model, "adapter_config.json").exists()
     saved = load_saved(model, named["trust_remote_code"]) if is_adapter else None
     named["base"] = (saved.model, saved.tokenizer) if saved else model
-    task_class = check_request(named)
+    task_class = check_request(named, HFTrainer.__call__)
     arguments, _ = parse({name: value for name, value in args.items() if name in READ})
     start = load_base(named["base"], named["trust_remote_code"])
     train = rows if named["train"] is None else named["train"]

@@ -246,7 +246,7 @@ def test_out_of_memory_in_an_evaluation_says_what_to_set(monkeypatch):
     def fail(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("hflit.pipeline.evaluate", fail)
+    monkeypatch.setattr("hflit.loop.run.evaluate", fail)
     rows = tiny.rows("text-classification")
     with pytest.raises(MemoryError, match="lower per_device_eval_batch_size"):
         HFTrainer()(tiny.make("text-classification", 0), rows, rows, eval_on_start=True)

@@ -1,0 +1,117 @@
+"""One run of Lightning: what drives it, how long it is, and what the rest of it cannot change."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import datasets
+import lightning.pytorch as L
+from transformers import TrainerCallback
+
+from hflit.arguments import Arguments
+from hflit.data import DataModule
+from hflit.loop.bridge import Bridge
+from hflit.loop.checkpoints import Checkpoints
+from hflit.loop.evaluation import evaluate
+from hflit.loop.precision import set_precision
+from hflit.loop.progress import ProgressBar
+from hflit.loop.resume import FIXED_ARGUMENTS
+from hflit.loop.stops import Stops
+from hflit.tasks import TaskModule
+
+
+class Length(NamedTuple):
+    """How long a run is.
+
+    Attributes:
+        windows: In an epoch; 0 for a stream, whose length is not known.
+        epochs: Passes over the rows; -1 for a stream, which is read again until the last update.
+        steps: Updates.
+    """
+
+    windows: int
+    epochs: int
+    steps: int
+
+
+def run_length(args: Arguments, flags: dict[str, Any], data: DataModule) -> Length:
+    """How long a run on some data is.
+
+    Raises:
+        ValueError: No batch is left to train on.
+    """
+    try:
+        windows = len(data.train_dataloader())
+    except TypeError:
+        return Length(0, -1, args.max_steps)
+    limit = flags.get("limit_train_batches")
+    if limit is not None:
+        windows = min(windows, limit) if isinstance(limit, int) else int(windows * limit)
+    if windows == 0:
+        raise ValueError(
+            "No batch is left to train on: see dataloader_drop_last and limit_train_batches."
+        )
+    if args.max_steps > 0:
+        return Length(windows, math.ceil(args.max_steps / windows), args.max_steps)
+    steps = math.ceil(args.num_train_epochs * windows)
+    return Length(windows, math.ceil(args.num_train_epochs), steps)
+
+
+def run_record(args: Arguments, data: DataModule) -> dict[str, Any]:
+    """What the rest of a run cannot change, in the words of the call."""
+    rows, values = data.tokens["train"], args.to_dict()
+    config: Any = args.accelerator_config
+    batches = args.gradient_accumulation_steps * (1 if config.split_batches else args.world_size)
+    is_stream = not isinstance(rows, datasets.Dataset)  # each worker reads its own part of it
+    return {
+        "maxlength": data.tokenization.maxlength,
+        "rows": None if is_stream else len(rows),
+        "data": data.digest(),
+        "processes": args.world_size,
+        "rows_per_update": args.per_device_train_batch_size * batches,
+        **({"dataloader_num_workers": args.dataloader_num_workers} if is_stream else {}),
+        "max_tokens_per_batch": data.max_tokens_per_batch,
+        **{name: values[name] for name in FIXED_ARGUMENTS},
+    }
+
+
+def lightning_run(
+    args: Arguments,
+    flags: dict[str, Any],
+    length: Length,
+    module: TaskModule,
+    data: DataModule,
+    metrics: Callable[..., dict[str, Any]] | str | None,
+    checkpoints: Checkpoints,
+    stops: Stops,
+) -> tuple[Bridge, L.Trainer]:
+    """The Lightning Trainer of a run, and the bridge to transformers' callbacks inside it."""
+    callbacks = flags.pop("callbacks")
+    run_evaluation = None
+    if data.data["validation"] is not None:
+
+        def run_evaluation(on_batch: Callable[[], None]) -> dict[str, float]:
+            own: Any = metrics
+            if metrics == "auto":
+                own = module.metrics(data.rows["validation"])
+            limit = flags.get("limit_val_batches")
+            return evaluate(module, data.val_dataloader(), args, own, on_batch, limit)
+
+    theirs = [callback for callback in callbacks if isinstance(callback, TrainerCallback)]
+    tokenizer = data.tokenization.tokenizer
+    bridge = Bridge(args, module, tokenizer, checkpoints, stops, theirs, run_evaluation)
+    lightning: list[Any] = [c for c in callbacks if not isinstance(c, TrainerCallback)]
+    show = flags.setdefault("enable_progress_bar", sys.stderr.isatty() and not args.disable_tqdm)
+    if show:
+        lightning.append(ProgressBar())
+    set_precision(flags, args)
+    return bridge, L.Trainer(
+        **flags,
+        callbacks=[bridge, *lightning],
+        max_epochs=length.epochs,
+        max_steps=length.steps,
+        log_every_n_steps=1,  # the bridge logs; at 50 Lightning warns of each shorter epoch
+    )

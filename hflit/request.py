@@ -1,0 +1,159 @@
+"""What a call asks for: its arguments checked against each other, and its data."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+from hflit.adapters import check_adapter
+from hflit.arguments import Arguments
+from hflit.checks import raise_all
+from hflit.data import DataModule, data_module
+from hflit.kinds import kind_problems
+from hflit.loading import Base, classifier_names, resolve_maxlength
+from hflit.tasks import TASKS, TaskModule
+from hflit.tasks.failures import NONFINITE
+
+# Arguments of the call that only some tasks or their tokenization take, and their defaults.
+OPTIONS = {
+    "stride": 128,
+    "prefix": None,
+    "merge": "concat",
+    "whole_word": False,
+    "skip_misaligned": False,
+    "target_maxlength": None,
+    "generation_max_length": None,
+    "generation_num_beams": None,
+}
+
+# Figures of an evaluation without metrics.
+OWN_FIGURES = ("loss", "runtime", "samples_per_second", "steps_per_second")
+
+
+def check_request(given: dict[str, Any], call: Callable[..., Any]) -> type[TaskModule]:
+    """The task that a call names.
+
+    Args:
+        given: The arguments of the call, by name.
+        call: What takes them; its annotations tell their kinds.
+
+    Raises:
+        TypeError: An argument is of another kind.
+        ValueError: Arguments contradict each other.
+    """
+    raise_all(TypeError, kind_problems(given, get_type_hints(call)))
+    task = given["task"]
+    if task not in TASKS:
+        raise ValueError(f"Unknown task {task!r}. Choose one of: {', '.join(TASKS)}.")
+    for name, default in OPTIONS.items():
+        taken = (*TASKS[task].options, *TASKS[task].tokenization.options)
+        if given[name] != default and name not in taken:
+            raise ValueError(f"{name}={given[name]!r} means nothing to {task}.")
+    temperature, alpha = given["distillation"]
+    if temperature <= 0 or not 0 <= alpha <= 1:
+        raise ValueError(
+            f"distillation={given['distillation']!r} must be a temperature above 0 and a share of "
+            "the teacher from 0 to 1."
+        )
+    if given["teacher"] is not None and given["parity"]:
+        raise ValueError("parity=True does what transformers.Trainer does, and it has no teacher.")
+    named = ("base", "quantize", "lora", "merge_adapter", "parity")
+    check_adapter(*(given[name] for name in named))
+    if (
+        given["metrics"] is not None
+        and given["metrics"] != "auto"
+        and not callable(given["metrics"])
+    ):
+        raise ValueError(f"metrics={given['metrics']!r} must be a function, 'auto' or None.")
+    choices = {"nonfinite": (None, *NONFINITE), "failed_save": ("continue", "stop")}
+    for name, known in choices.items():
+        if given[name] not in known:
+            told = ", ".join(each for each in known if each)
+            raise ValueError(f"Unknown {name}={given[name]!r}. Choose one of: {told}.")
+    counts = ("tokenizebatch", "generation_max_length", "generation_num_beams")
+    for name in (*counts, "max_tokens_per_batch"):
+        if given[name] is not None and given[name] < 1:
+            raise ValueError(f"{name}={given[name]} must be at least 1.")
+    return TASKS[task]
+
+
+def check_budget(args: Arguments, tokens: int | None, parity: bool) -> None:
+    """Raise ValueError if something else than `max_tokens_per_batch` makes the batches too."""
+    config: Any = args.accelerator_config
+    others = {
+        f"train_sampling_strategy={args.train_sampling_strategy!r}": args.train_sampling_strategy
+        not in (None, "random"),
+        "parity=True": parity,
+        "auto_find_batch_size=True": args.auto_find_batch_size,
+        "split_batches=True": config.split_batches,
+    }
+    named = [name for name, is_given in others.items() if is_given]
+    if tokens is not None and named:
+        raise ValueError(
+            f"max_tokens_per_batch={tokens} makes batches its own way, and so does "
+            f"{' and '.join(named)}. Choose one."
+        )
+
+
+def check_evaluation(args: Arguments, validation: Any, metrics: Any) -> None:
+    """Raise ValueError if arguments about evaluation have nothing to work on."""
+    if validation is None and (args.eval_strategy != "no" or args.eval_on_start):
+        raise ValueError("eval_strategy and eval_on_start evaluate on validation=: pass it.")
+    best = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    if metrics is None and validation is not None and best not in OWN_FIGURES:
+        raise ValueError(
+            f"metric_for_best_model={args.metric_for_best_model!r} needs metrics=: without, an "
+            f"evaluation gives {', '.join(OWN_FIGURES)}."
+        )
+    if (
+        args.batch_eval_metrics
+        and callable(metrics)
+        and "compute_result" not in inspect.signature(metrics).parameters
+    ):
+        raise ValueError(
+            "batch_eval_metrics=True calls metrics after each batch: it must take compute_result, "
+            "which is True after the last one."
+        )
+
+
+def read_data(
+    start: Base, task_class: type[TaskModule], given: dict[str, Any], args: Arguments
+) -> tuple[dict[str, Any], DataModule]:
+    """The data of a run, which nothing has been read of yet.
+
+    Args:
+        start: What the run starts from.
+        task_class: Its task.
+        given: The arguments of the call, by name.
+        args: Batch sizes, seeds and loader options.
+
+    Returns:
+        What the task and its tokenization can be given, by name, and the data module.
+    """
+    options = {**given, "head": classifier_names(start), "tokenizer": start.tokenizer}
+    if "target_maxlength" in task_class.options:
+        options["target_maxlength"] = resolve_maxlength(
+            given["target_maxlength"], start, "target_maxlength"
+        )
+    tokenization = task_class.tokenization(
+        start.tokenizer,
+        given["columns"],
+        resolve_maxlength(given["maxlength"], start),
+        **{name: options[name] for name in task_class.tokenization.options},
+        **task_class.tokenization_settings,
+    )
+    tokenizers = given["tokenizers"]
+    data = data_module(
+        given["train"],
+        given["validation"],
+        tokenization=tokenization,
+        args=args,
+        tokenizers=os.cpu_count() if tokenizers is True else tokenizers or None,
+        **{
+            name: given[name]
+            for name in ("tokenizebatch", "cache", "parity", "max_tokens_per_batch")
+        },
+    )
+    return options, data
