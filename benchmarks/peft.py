@@ -37,9 +37,8 @@ from transformers import (
 from benchmarks.machine import arguments, machine, minilm, table
 from benchmarks.parity import rows_of, tokenizer_of
 from hflit import HFTrainer
-from hflit.adapters import inner_model
+from hflit.adapters import forward_inputs, inner_model
 from hflit.tasks import TASKS
-from hflit.tasks.module import forward_inputs
 
 MODES: dict[str, dict[str, Any]] = {
     "full": {},

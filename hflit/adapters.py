@@ -6,6 +6,7 @@ Everything here runs alike on a CPU and on CUDA; it was never run on CUDA.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import logging
 import re
@@ -305,3 +306,14 @@ def weight_figures(model: nn.Module) -> dict[str, float]:
 def _count(parameter: nn.Parameter) -> int:
     state = getattr(parameter, "quant_state", None)  # 4 bits: two weights a byte
     return state.shape.numel() if state is not None else parameter.numel()
+
+
+def forward_inputs(model: Any) -> frozenset[str]:
+    """Names of what a model's forward takes; those of the inner model, if it has an adapter."""
+    kind: Any = type(inner_model(model))
+    return _forward_inputs(kind)
+
+
+@functools.cache
+def _forward_inputs(kind: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)

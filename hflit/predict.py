@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hflit.adapters import inner_model
+from hflit.adapters import forward_inputs, inner_model
 from hflit.arguments import Arguments
 from hflit.data.batching import Collator
 from hflit.data.files import is_name, read_files
@@ -21,7 +21,6 @@ from hflit.loading import Base, count_positions, resolve_maxlength
 from hflit.metrics.spans import SpanMetrics
 from hflit.saved import Saved
 from hflit.tasks import TASKS
-from hflit.tasks.module import forward_inputs
 from hflit.tasks.sequence_sequence import GENERATED_TOKENS
 
 CHUNK = 2_000  # rows in memory at a time

@@ -18,11 +18,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from hflit.adapters import merged
+from hflit.adapters import forward_inputs, merged
 from hflit.cli.fit import be_quiet
 from hflit.cli.options import read_options
 from hflit.saved import load_saved
-from hflit.tasks.module import forward_inputs
 
 OUTPUTS = {  # task -> what the file gives, by transformers' names
     "text-classification": ["logits"],

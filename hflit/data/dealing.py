@@ -115,3 +115,8 @@ def _blank(batches: list[list[int]]) -> RowNumbers:
     row = RowNumbers(batches[0][:1])
     row.is_blank = True
     return row
+
+
+def counts(batch: Batch) -> bool:
+    """Whether a batch is there to be learned, and not to fill a place."""
+    return BLANK not in batch

@@ -38,7 +38,8 @@ from hflit.loop.stops import Stop, Stops
 from hflit.loop.trackers import TRACKERS
 from hflit.ranks import total
 from hflit.tasks.failures import broken_weight
-from hflit.tasks.module import FOLLOWS_EVALUATIONS, TaskModule
+from hflit.tasks.module import TaskModule
+from hflit.tasks.optimization import FOLLOWS_EVALUATIONS
 
 logger = logging.getLogger(__name__)
 

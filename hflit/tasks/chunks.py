@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from hflit.adapters import inner_model
+from hflit.data.batching import IGNORE_INDEX, Batch
+from hflit.tasks.distillation import kl_distance
+from hflit.tasks.parts import token_loss
+
+if TYPE_CHECKING:
+    from hflit.tasks.module import TaskModule
 
 # Logits held at a time: 32 MiB, which is large enough for a processor to be at its best, and 256
 # MiB on an accelerator, which was never run.
@@ -68,6 +76,50 @@ def ends_with_head(model: Any, run: Callable[[], Any]) -> bool:
         return False
     with head_left_out(model) as left:
         return run()["logits"] is left.stand_in
+
+
+def heads_left_out(task: TaskModule) -> bool:
+    """Whether a task's loss is computed without all its logits, see `chunked_loss`."""
+    if not task.chunks_loss or task.args.torch_compile or isinstance(task.model, FSDPModule):
+        return False
+    row = torch.zeros((1, 2), dtype=torch.long, device=task.device)
+    batch = {"input_ids": row, "attention_mask": row + 1, "labels": row}
+    teachers = [] if task.distillation is None else [task.distillation.teacher]
+    task.model.eval()  # draws no random numbers
+    with torch.no_grad():
+        plain = all(
+            ends_with_head(each, partial(task.run_model, each, batch))
+            for each in (task.model, *teachers)
+        )
+    task.model.train()
+    return plain
+
+
+def summed_by_chunks(task: TaskModule, batch: Batch) -> Tensor:
+    """A task's loss, blended with the distance to a teacher, summed over tokens with a label."""
+    seen = slice(None, -1) if task.predicts_next else slice(None)
+    labels = batch["labels"][:, 1:] if task.predicts_next else batch["labels"]
+    learned = labels != IGNORE_INDEX
+    labels = labels[learned]
+    with head_left_out(task.model) as student:
+        task(batch)
+    smoothing, school = task.args.label_smoothing_factor, task.distillation
+    if school is not None:
+        with torch.no_grad(), head_left_out(school.teacher) as teacher:
+            task.run_model(school.teacher, batch)
+        taught = teacher.hidden[:, seen][learned]  # (tokens, width)
+
+    def loss_of(logits: Tensor, part: slice) -> Tensor:
+        loss = token_loss(logits, labels[part], smoothing)
+        if school is None:
+            return loss
+        with torch.no_grad():
+            guesses = teacher.logits(taught[part])
+        distance = kl_distance(logits, guesses, school.temperature)
+        return (1 - school.alpha) * loss + school.alpha * distance
+
+    with task.forward_autocast():
+        return chunked_loss(student.hidden[:, seen][learned], student.head, loss_of)
 
 
 def chunked_loss(

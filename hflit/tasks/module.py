@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 import math
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -18,30 +16,26 @@ from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from transformers import Trainer, TrainingArguments, get_scheduler
-from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
-from transformers.optimization import GreedyLR
-from transformers.trainer_pt_utils import LabelSmoother
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import TrainingArguments
 
-from hflit.adapters import inner_model
-from hflit.data.batching import IGNORE_INDEX, Batch
-from hflit.data.dealing import BLANK
+from hflit.adapters import forward_inputs, inner_model
+from hflit.data.batching import Batch
+from hflit.data.dealing import counts
 from hflit.data.tokenization import Tokenization
 from hflit.loading import Base, load_model
 from hflit.ranks import gradient_sync, total
 from hflit.sharding import Shards
-from hflit.tasks.chunks import chunked_loss, ends_with_head, head_left_out
-from hflit.tasks.distillation import Distillation, kl_distance
+from hflit.tasks.chunks import heads_left_out, summed_by_chunks
+from hflit.tasks.distillation import Distillation
 from hflit.tasks.failures import explained, nonfinite_problem, place
-from hflit.tasks.parts import forward_cost, split_by_length, token_loss
+from hflit.tasks.optimization import FOLLOWS_EVALUATIONS, make_optimizer, make_schedule
+from hflit.tasks.parts import forward_cost, split_by_length
+from hflit.tasks.reference import ReferenceLoss
 
 logger = logging.getLogger(__name__)
-
-FOLLOWS_EVALUATIONS = (ReduceLROnPlateau, GreedyLR)  # schedules that no update moves on
 
 Items = int | Tensor  # how many; a vector where a loss has several parts
 
@@ -115,28 +109,8 @@ class TaskModule(L.LightningModule):
         # Set by it too: numbers of the rows of a window and of a micro-batch in it.
         self.rows_of: Callable[[int, int], list[int] | None] = lambda window, batch: None
 
-        inner = inner_model(model)
-        parameters = inspect.signature(inner.forward).parameters
-        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-        self._takes_count = getattr(inner, "accepts_loss_kwargs", takes_any)
-        # 5.23 leaves the first label of each row out of its count for some causal models only: for
-        # GPT-2, whose config names no loss, it counts one label a row too many.
-        self._reference_count_shifts = (
-            LOSS_MAPPING.get(str(getattr(inner, "loss_type", None))) is ForCausalLMLoss
-            and not inner.config.is_encoder_decoder
-        )
-        smoothing = args.label_smoothing_factor
-        self._smoother = LabelSmoother(smoothing) if parity and smoothing else None
-
-        # Without `labels` transformers finds nothing to count, and averages over the micro-batches.
-        counts = self._takes_count and "labels" in self.label_names
-        if parity and args.gradient_accumulation_steps > 1 and counts:
-            warnings.warn(
-                f"parity=True copies transformers.Trainer: models that ignore the count of items "
-                f"get a loss {args.gradient_accumulation_steps} times too large under "
-                f"gradient_accumulation_steps={args.gradient_accumulation_steps}.",
-                stacklevel=2,
-            )
+        # transformers.Trainer's own loss.
+        self.reference = ReferenceLoss(model, args, type(self)) if parity else None
 
     # What a task defines.
 
@@ -229,7 +203,6 @@ class TaskModule(L.LightningModule):
         losses = []
         tokens: Tensor | int = 0
         computed = 0
-        window_loss = self._reference_loss if self.parity else self._window_loss
         items, times = self._count_everywhere(self._count_window(window))
         update = self.trainer.global_step + 1
 
@@ -244,7 +217,7 @@ class TaskModule(L.LightningModule):
                 here = partial(where, index)
                 failing = explained(self.model, self.args, batch, here, update)
                 with failing, gradient_sync(self, is_last):
-                    loss = window_loss(part, items, len(window)) * (times * counts(batch))
+                    loss = self._window_loss(part, items, len(window)) * (times * counts(batch))
                     every = self.args.torch_empty_cache_steps
                     if every is not None and self.trainer.global_step % every == 0:
                         clear_device_cache()
@@ -277,8 +250,8 @@ class TaskModule(L.LightningModule):
     def evaluate_batch(self, batch: Batch) -> Evaluated:
         """Loss and outputs of one batch; the caller sets evaluation mode."""
         items = self.count_items(batch)
-        if self.parity:
-            loss, outputs = self._reference_outputs(batch, self._count_window([batch]))
+        if self.reference is not None:
+            loss, outputs = self._reference_outputs(batch, self.reference.count([batch]))
             sums = loss * items
         else:
             outputs = self(batch)
@@ -288,27 +261,12 @@ class TaskModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer and schedule that the arguments name, as transformers builds them."""
-        args = self.args
-        decay = Trainer.get_decay_parameter_names(None, self.model)  # type: ignore[arg-type]  # reads no self
-        learning = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
-        groups: Any = [
-            {"params": [p for n, p in learning if n in decay], "weight_decay": args.weight_decay},
-            {"params": [p for n, p in learning if n not in decay], "weight_decay": 0.0},
-        ]
-        optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, self.model)
-        groups = options.pop("params", groups)  # GaLore and APOLLO pick their parameters
-        optimizer = optimizer_class(groups, **options)
-        if options.get("optim_bits") == 8:
-            _keep_embeddings_whole(self.model)
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = get_scheduler(
-            args.lr_scheduler_type,
-            optimizer=optimizer,
-            num_warmup_steps=args.get_warmup_steps(steps),
-            num_training_steps=steps,
-            scheduler_specific_kwargs=cast("dict[str, Any] | None", args.lr_scheduler_kwargs),
-        )
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        optimizer = make_optimizer(self.model, self.args)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": make_schedule(optimizer, self.args, steps),
+        }
 
     def switch_mode(self, mode: Literal["train", "eval"]) -> None:
         """Put the model into a mode, and with it an optimizer that has modes (schedule-free)."""
@@ -367,9 +325,17 @@ class TaskModule(L.LightningModule):
             return [batch]
         return split_by_length(batch, self.forward_cost, self.places)
 
+    def _reference_outputs(self, batch: Batch, count: Any) -> tuple[Tensor, dict[str, Any]]:
+        assert self.reference is not None
+        prepared = self.prepare(batch, inner_model(self.model))
+        return self.reference.outputs(self.model, prepared, count, self.forward_autocast())
+
     def _window_loss(self, batch: Batch, items: Items, parts: int) -> Tensor:
+        if self.reference is not None:
+            loss, _ = self._reference_outputs(batch, items)
+            return loss if items is not None else loss / parts
         if self._heads_left_out:
-            return mean_loss(self._chunked_loss(batch), items)
+            return mean_loss(summed_by_chunks(self, batch), items)
         outputs = self(batch)
         sums = self.summed_loss(outputs, batch)
         if self.distillation is not None:
@@ -387,55 +353,12 @@ class TaskModule(L.LightningModule):
 
     @functools.cached_property
     def _heads_left_out(self) -> bool:
-        """Whether the loss is computed without all logits, see `chunked_loss`."""
-        if not self.chunks_loss or self.args.torch_compile or isinstance(self.model, FSDPModule):
-            return False
-        row = torch.zeros((1, 2), dtype=torch.long, device=self.device)
-        batch = {"input_ids": row, "attention_mask": row + 1, "labels": row}
-        teachers = [] if self.distillation is None else [self.distillation.teacher]
-        self.model.eval()  # draws no random numbers
-        with torch.no_grad():
-            plain = all(
-                ends_with_head(each, functools.partial(self.run_model, each, batch))
-                for each in (self.model, *teachers)
-            )
-        self.model.train()
-        return plain
-
-    def _chunked_loss(self, batch: Batch) -> Tensor:
-        """As `summed_loss`, blended with `distance` to a teacher, over the tokens with a label."""
-        seen = slice(None, -1) if self.predicts_next else slice(None)
-        labels = batch["labels"][:, 1:] if self.predicts_next else batch["labels"]
-        learned = labels != IGNORE_INDEX
-        labels = labels[learned]
-        with head_left_out(self.model) as student:
-            self(batch)
-        smoothing, school = self.args.label_smoothing_factor, self.distillation
-        if school is not None:
-            with torch.no_grad(), head_left_out(school.teacher) as teacher:
-                self.run_model(school.teacher, batch)
-            taught = teacher.hidden[:, seen][learned]  # (tokens, width)
-
-        def loss_of(logits: Tensor, part: slice) -> Tensor:
-            loss = token_loss(logits, labels[part], smoothing)
-            if school is None:
-                return loss
-            with torch.no_grad():
-                guesses = teacher.logits(taught[part])
-            distance = kl_distance(logits, guesses, school.temperature)
-            return (1 - school.alpha) * loss + school.alpha * distance
-
-        with self.forward_autocast():
-            return chunked_loss(student.hidden[:, seen][learned], student.head, loss_of)
+        return heads_left_out(self)
 
     def _count_window(self, window: list[Batch]) -> Any:
-        if not self.parity:
-            return sum(self.count_items(batch) * counts(batch) for batch in window)
-        if not (self._takes_count and "labels" in window[0]):
-            return None
-        shifted = self._reference_count_shifts
-        labels = [b["labels"][..., 1:] if shifted else b["labels"] for b in window if counts(b)]
-        return sum(label.ne(IGNORE_INDEX).sum() for label in labels)
+        if self.reference is not None:
+            return self.reference.count(window)
+        return sum(self.count_items(batch) * counts(batch) for batch in window)
 
     def _count_everywhere(self, items: Any) -> tuple[Any, int]:
         """Items of all processes, and what makes up for gradients being their mean."""
@@ -444,59 +367,7 @@ class TaskModule(L.LightningModule):
             return items, 1
         return total(torch.as_tensor(items, device=self.device), world), world
 
-    # transformers.Trainer's loss, operation by operation (5.23).
-
-    def _reference_loss(self, batch: Batch, count: Tensor | None, parts: int) -> Tensor:
-        loss, _ = self._reference_outputs(batch, count)
-        return loss if count is not None else loss / parts
-
-    def _reference_outputs(
-        self, batch: Batch, count: Tensor | None
-    ) -> tuple[Tensor, dict[str, Any]]:
-        wanted = forward_inputs(self.model)
-        prepared = self.prepare(batch, inner_model(self.model))
-        inputs: dict[str, Any] = {k: v for k, v in prepared.items() if k in wanted}
-        labels = inputs.pop("labels") if self._smoother is not None else None
-        if count is not None:
-            inputs["num_items_in_batch"] = count
-        with self.forward_autocast():
-            outputs = self.model(**inputs)
-        if self._smoother is None:
-            return outputs["loss"].float(), outputs
-        outputs = {k: v.float() if torch.is_tensor(v) else v for k, v in outputs.items()}
-        loss = self._smoother(
-            outputs, labels, shift_labels=self.predicts_next, num_items_in_batch=count
-        )
-        return loss, outputs
-
-
-def counts(batch: Batch) -> bool:
-    """Whether a batch is there to be learned, and not to fill a place."""
-    return BLANK not in batch
-
-
-def forward_inputs(model: Any) -> frozenset[str]:
-    """Names of what a model's forward takes; those of the inner model, if it has an adapter."""
-    kind: Any = type(inner_model(model))
-    return _forward_inputs(kind)
-
-
-@functools.cache
-def _forward_inputs(kind: Any) -> frozenset[str]:
-    return frozenset(inspect.signature(kind.forward).parameters)
-
 
 def mean_loss(sums: Tensor, items: Items) -> Tensor:
     """Sums over items -> their mean; of several parts, the sum of the means."""
     return (sums / torch.as_tensor(items, device=sums.device).clamp(min=1)).sum()
-
-
-def _keep_embeddings_whole(model: Any) -> None:
-    """Let 8-bit optimizers of bitsandbytes hold 32 bits for embeddings, as transformers does."""
-    from bitsandbytes.optim import GlobalOptimManager
-
-    for module in model.modules():
-        if isinstance(module, torch.nn.Embedding):
-            GlobalOptimManager.get_instance().register_module_override(
-                module, "weight", {"optim_bits": 32}
-            )

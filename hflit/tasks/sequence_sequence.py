@@ -15,12 +15,12 @@ from transformers import (
 )
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
-from hflit.adapters import inner_model
+from hflit.adapters import forward_inputs, inner_model
 from hflit.data.batching import IGNORE_INDEX, Batch
 from hflit.data.sequences import Sequences, references
 from hflit.metrics.generation import GenerationMetrics
 from hflit.tasks.distillation import Distillation
-from hflit.tasks.module import TaskModule, forward_inputs
+from hflit.tasks.module import TaskModule
 from hflit.tasks.parts import token_distance, token_loss
 
 GENERATED_TOKENS = 128  # longest text where neither the caller nor the model sets a length

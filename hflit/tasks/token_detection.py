@@ -20,13 +20,13 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from hflit.adapters import inner_model, save_config
+from hflit.adapters import forward_inputs, inner_model, save_config
 from hflit.data.batching import IGNORE_INDEX, Batch
 from hflit.data.texts import Texts
 from hflit.loading import Base, copy_with_weights, load_model, load_weights
 from hflit.metrics.detection import DetectionMetrics
 from hflit.tasks.distillation import bernoulli_distance, kl_distance
-from hflit.tasks.module import TaskModule, forward_inputs
+from hflit.tasks.module import TaskModule
 from hflit.tasks.parts import blind_to_neighbours, logits_only_at
 
 

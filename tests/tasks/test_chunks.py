@@ -60,7 +60,7 @@ def test_no_more_logits_are_there_than_a_chunk(task, monkeypatch):
         sizes.append(tuple(logits.shape))
         return original(logits, labels, smoothing)
 
-    monkeypatch.setattr("hflit.tasks.module.token_loss", noted)
+    monkeypatch.setattr("hflit.tasks.chunks.token_loss", noted)
     monkeypatch.setitem(CHUNK, "cpu", 4 * 105)
     module = TASKS[task](make(task, seed=0)[0].train(), parse({})[0])
     batch = batch_of(task)

@@ -11,8 +11,8 @@ from transformers import (
 )
 
 from hflit import HFTrainer
+from hflit.adapters import forward_inputs
 from hflit.tasks import TASKS
-from hflit.tasks.module import forward_inputs
 from tests.tasks.tiny import make, rows
 
 FORMATS = {
