@@ -37,7 +37,7 @@ from transformers import (
 from benchmarks.machine import arguments, machine, minilm, table
 from benchmarks.parity import rows_of, tokenizer_of
 from hflit import HFTrainer
-from hflit.adapters import forward_inputs, inner_model
+from hflit.adapters import forward_inputs, inner_model, keep_layout
 from hflit.tasks import TASKS
 
 MODES: dict[str, dict[str, Any]] = {
@@ -141,6 +141,7 @@ def difference(
         loaded = PeftModel.from_pretrained(auto.from_pretrained(base, **options), str(folder))
     else:
         loaded = auto.from_pretrained(folder)
+    keep_layout(loaded)
     inputs = dict(tokenizer("A sentence that no one trained on.", return_tensors="pt"))
     inputs["decoder_input_ids"] = inputs["input_ids"]
     inputs = {k: v for k, v in inputs.items() if k in forward_inputs(trained)}

@@ -305,6 +305,7 @@ class Run:
             lr=args.learning_rate, weight_decay=0.0, fused=True,
         )  # fmt: skip
         schedule = get_scheduler("linear", optimizer, 0, len(windows))
+        set_seed(SEED)  # token-detection draws what it replaces
         model.train()
         losses = []
         with model_switched(model, args):

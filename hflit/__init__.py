@@ -1,5 +1,6 @@
 """hflit: fine-tune any Hugging Face transformer in one call, on Lightning."""
 
+import logging
 import os
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +13,9 @@ __version__ = "0.1.0"
 __all__ = ["HFTrainer", "__version__", "verify_resume"]
 
 _HOMES = {"HFTrainer": "hflit.pipeline", "verify_resume": "hflit.verify"}
+
+# On some CPUs bitsandbytes asks for a package that speeds up a layout of weights nobody learns in.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 # torchmetrics imports matplotlib, which then leaves folders in the home of whoever never used it.
 # Its list of fonts goes among the caches of Hugging Face, unless its own folder is there already.

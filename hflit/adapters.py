@@ -239,6 +239,20 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     return cast(PeftModel, get_peft_model(model, config))
 
 
+def keep_layout(model: Any) -> None:
+    """Keep 4-bit weights in the layout that they learn beside.
+
+    On a CPU with AVX512-BF16, bitsandbytes 0.50 lays them out anew at the first forward in
+    evaluation mode: rounded to bfloat16, and in a layout through which no gradient passes, so that
+    what learns after an evaluation would learn a part of what it should.
+    """
+    for layer in model.modules():
+        if isinstance(layer, bnb.nn.Linear4bit):
+            layer.support_avx512bf16_for_cpu = False
+            if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
+                layer.state_dict()  # lays them out as they were
+
+
 def merged(model: PeftModel) -> PreTrainedModel:
     """Add the adapter to the weights: a plain model, of float weights, that says the same.
 

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hflit.adapters import sparing_heads
+from hflit.adapters import keep_layout, sparing_heads
 
 logger = logging.getLogger(__name__)
 
@@ -264,6 +264,7 @@ def load_weights(base: Base, path: str | None, auto_model: Any, config: Any, **o
         config = copy.deepcopy(config)
         config.quantization_config = sparing_heads(stored, skeleton).to_dict()
     model = _read_weights(path, auto_model, config, **options)
+    keep_layout(model)
     body = [name for name in model.new_weights if name.startswith(f"{model.base_model_prefix}.")]
     if body:
         logger.warning("%s lacks weights of the model's body, which start random: %s.", path, body)

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +83,22 @@ class Shards:
             for parameter in self.plain.parameters():
                 parameter.data = parameter.data.new_empty(0)
 
-    def gather(self) -> None:
-        """Gather the weights until the next backward, so that a forward asks no other process."""
-        if self.is_open:
-            model: Any = self.module.model
-            model._get_fsdp_state()._lazy_init()  # what the first forward does
-            for each in model.modules():
-                if isinstance(each, FSDPModule):
-                    each.unshard()
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Gather the weights, so that no forward asks another process."""
+        if not self.is_open:
+            yield
+            return
+        model: Any = self.module.model
+        model._get_fsdp_state()._lazy_init()  # what the first forward does
+        each_share = [each for each in model.modules() if isinstance(each, FSDPModule)]
+        for each in each_share:
+            each.unshard()
+        try:
+            yield
+        finally:
+            for each in each_share:
+                each.reshard()
 
     def close(self) -> None:
         """Train no more: the module gets its plain model back, with all weights."""

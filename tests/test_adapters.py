@@ -28,7 +28,13 @@ from transformers import (
 )
 
 from hflit import HFTrainer
-from hflit.adapters import head_names, inner_model, lora_config, quantization_config
+from hflit.adapters import (
+    head_names,
+    inner_model,
+    keep_layout,
+    lora_config,
+    quantization_config,
+)
 from hflit.loading import load_base
 from hflit.tasks import TASKS
 from tests.conftest import word_tokenizer
@@ -131,7 +137,9 @@ def reloaded(task, half, base, trained):
         options["quantization_config"] = quantizer.quantization_config
     if task == "text-classification":
         options["num_labels"] = 3
-    return auto.from_pretrained(base, **options)
+    model = auto.from_pretrained(base, **options)
+    keep_layout(model)
+    return model
 
 
 def equal(one, other, tokenizer, tolerance=1e-6):
@@ -442,6 +450,31 @@ def test_nothing_is_computed_below_the_lowest_adapter(bases, quantize):
     )  # fmt: skip
     assert seen == {"table": False, "first": False, "second": True}
     assert all("h.1" in name and "lora_" in name for name in watch.grads)
+
+
+def test_evaluation_leaves_quantized_weights_as_they_learn(bases, monkeypatch):
+    """On CPUs with AVX512-BF16 bitsandbytes lays them out for inference; here, on any CPU."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    # Without dropout, whose draws an evaluation moves on.
+    task, options = "text-classification", {"lora": {"lora_dropout": 0.0}, "quantize": True}
+    plain, *_ = run(bases / "bert", task, **options)
+    trainer, *_ = run(
+        bases / "bert", task, rows(task)[:6], eval_strategy="steps", eval_steps=1, **options
+    )
+    assert losses(trainer) == losses(plain)
+
+
+def test_weights_that_another_program_laid_out_learn_again():
+    layer = bnb.nn.Linear4bit(64, 64, quant_type="nf4").to("cpu")  # quantizes
+    inputs = torch.randn(8, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    before = layer.train()(inputs)
+    weight = layer.weight
+    weight.data, _ = bnb.functional._convert_weight_packed_for_cpu(weight.data, weight.quant_state)
+    keep_layout(layer)
+    after = layer(inputs)
+    torch.testing.assert_close(after, before, rtol=0, atol=0.01)  # scales of 8 bits
+    after.sum().backward()
+    assert inputs.grad.any()
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any, cast
 
 import datasets
 import lightning.pytorch as L
 import numpy as np
 import pyarrow.compute as pc
-from datasets.fingerprint import Hasher
-from filelock import FileLock
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import BatchRebalanceSampler
@@ -25,13 +21,11 @@ from transformers.trainer_utils import seed_worker
 from hflit.data.batching import BatchOrder, Collator, Order, TokenRows, WindowLoader, grouped
 from hflit.data.budget import budgeted
 from hflit.data.dealing import Deal
-from hflit.data.tokenization import Tokenization, first_row
+from hflit.data.encoding import encoded
+from hflit.data.tokenization import Tokenization
 from hflit.ranks import from_first
 
-logger = logging.getLogger(__name__)
-
 GROUPED = ("group_by_length", "batch_rebalance")  # orders that depend on the lengths of rows
-NO_TOKENS = ": its text is empty to the tokenizer. Leave such rows out."
 LOADING_SECONDS = 60  # that a worker still loads data after SIGTERM
 SAMPLED_ROWS = 2_000  # that tell one set of training rows from another
 SPLITS = {"train": "training", "validation": "validation"}  # name -> how errors call it
@@ -138,7 +132,15 @@ class DataModule(L.LightningDataModule):
             self.tokenization.check(rows, SPLITS[split])
 
     def _encode(self, split: str) -> None:
-        tokens = self._tokenize(self.rows[split], split)
+        tokens = encoded(
+            self.rows[split],
+            self.tokenization,
+            SPLITS[split],
+            batch_size=self.tokenizebatch,
+            processes=self.tokenizers,
+            is_cached=self.cache,
+            is_shared=self.args.world_size > 1,
+        )
         if split == "train":
             tokens = tokens.remove_columns(list(self.tokenization.evaluation_columns))
         self.tokens[split] = self.tokenization.arrange(tokens)
@@ -304,71 +306,6 @@ class DataModule(L.LightningDataModule):
             raise ValueError("Streaming data has no known length, so max_steps must be set.")
         batches = args.max_steps * args.gradient_accumulation_steps * args.world_size
         return batches * args.per_device_train_batch_size
-
-    def _tokenize(self, rows: Any, split: str) -> Any:
-        encode: dict[str, Any] = {
-            "batched": True,
-            "batch_size": self.tokenizebatch,
-            "remove_columns": self.tokenization.names,
-            "features": self.tokenization.features,
-            "with_indices": self.tokenization.with_indices,
-        }
-        if isinstance(rows, datasets.IterableDataset):
-            return rows.map(self.tokenization, **encode)
-
-        key = Hasher.hash([rows._fingerprint, self.tokenization.settings])
-        if self.cache:
-            folder = Path(datasets.config.HF_DATASETS_CACHE) / "hflit"
-            folder.mkdir(parents=True, exist_ok=True)
-            encode["cache_file_name"] = str(folder / f"{key}.arrow")
-        quiet = datasets.utils.logging.is_progress_bar_enabled() and len(rows) < 50_000
-        if quiet:
-            datasets.disable_progress_bars()
-        # Of several processes one tokenizes, and the others then read what it wrote.
-        shared = self.cache and self.args.world_size > 1
-        try:
-            with FileLock(f"{encode['cache_file_name']}.lock") if shared else nullcontext():
-                tokens = rows.with_format("arrow").map(
-                    self.tokenization.table,
-                    **encode,
-                    num_proc=self.tokenizers,
-                    new_fingerprint=key,
-                    keep_in_memory=not self.cache,
-                    load_from_cache_file=self.cache,
-                )
-        finally:
-            if quiet:
-                datasets.enable_progress_bars()
-        self._check_tokens(tokens, split)
-        self._report_cut(tokens, split)
-        return tokens.with_format(None)
-
-    def _check_tokens(self, tokens: datasets.Dataset, split: str) -> None:
-        """Raise ValueError where there is not a single token to learn from."""
-        table = tokens.with_format("arrow")[:]
-        for column in self.tokenization.limits.values():
-            row = first_row(pc.equal(pc.list_value_length(table[column]), 0))
-            if row is not None:
-                raise ValueError(f"Row {row} of the {SPLITS[split]} data has no tokens{NO_TOKENS}")
-        if not pc.any(pc.greater(pc.list_value_length(table["input_ids"]), 0)).as_py():
-            raise ValueError(f"The {SPLITS[split]} data has no tokens{NO_TOKENS}")
-
-    def _report_cut(self, tokens: datasets.Dataset, split: str) -> None:
-        for name, column in self.tokenization.limits.items():
-            longest = getattr(self.tokenization, name)
-            if longest is None:
-                continue
-            lengths = pc.list_value_length(tokens.with_format("arrow")[:][column])
-            reached = pc.sum(pc.equal(lengths, longest)).as_py()
-            if reached:
-                logger.warning(
-                    "%d of %d %s rows reach %s=%d tokens; what is longer was cut.",
-                    reached,
-                    len(tokens),
-                    SPLITS[split],
-                    name,
-                    longest,
-                )
 
 
 def _torch_order(rows: int) -> Order:

@@ -12,7 +12,6 @@ from signal import SIGINT, SIGTERM, Signals
 from typing import Any
 
 import lightning.pytorch as L
-import numpy as np
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers import (
@@ -30,11 +29,13 @@ from transformers.trainer_callback import (
 )
 from transformers.trainer_utils import SaveStrategy, speed_metrics
 
+from hflit.loop.best import metric_for_best, note_best
 from hflit.loop.checkpoints import Checkpoints, random_states
 from hflit.loop.memory import MemoryTracker
 from hflit.loop.precision import full_eval
 from hflit.loop.resume import OWN, Checkpoint
 from hflit.loop.stops import Stop, Stops
+from hflit.loop.sums import RunningSums
 from hflit.loop.trackers import TRACKERS
 from hflit.ranks import total
 from hflit.tasks.failures import broken_weight
@@ -141,13 +142,8 @@ class Bridge(L.Callback):
         self.planned_rows: float = max_steps * batch_rows
         if args.max_steps <= 0:
             self.planned_rows = len(loader.batches.dataset) * args.num_train_epochs
-        model: Any = pl_module.model
-        self.flos_per_token = 6 * model.num_parameters(exclude_embeddings=True)
-        self.padded_tokens = self.computed_tokens = 0
-        self.tokens = torch.zeros((), dtype=torch.long, device=pl_module.device)
-        self.loss = torch.zeros((), device=pl_module.device)
-        self.loss_logged = 0.0  # summed over the updates that have been logged
-        self.step_logged = self.steps_before = self.steps_unsummed = self.step_saved = 0
+        self.sums = RunningSums(self.module.model, pl_module.device, args)
+        self.steps_before = self.step_saved = 0
         self.waits_for_random = False
         self.step_tried = 0  # the last update after which a checkpoint was begun
         self.settled: tuple[dict[str, Any], bool] | None = None
@@ -187,11 +183,7 @@ class Bridge(L.Callback):
     ) -> None:
         """Count the update, then do what the callbacks ask for."""
         self.update = outputs
-        for loss in outputs["losses"]:  # one by one: transformers' order of summing
-            self._add_loss(loss)
-        self.padded_tokens += outputs["padded_tokens"]
-        self.computed_tokens += outputs["computed_tokens"]
-        self.tokens += outputs["tokens"]
+        self.sums.add(outputs, self.state.global_step)
         counted = {"all": "padded_tokens", "non_padding": "tokens"}
         count = counted.get(f"{self.args.include_num_input_tokens_seen}")
         self.state.num_input_tokens_seen += self._agree(outputs[count] if count else 0)
@@ -222,23 +214,20 @@ class Bridge(L.Callback):
             self.handler.model = self.module.model
         step = self.state.global_step
         steps = step - self.steps_before
-        self.loss_logged += self._mean(self.loss)
+        train_loss = self.sums.train_loss(step)
         figures = speed_metrics(
             "train",
             self.start,
             num_samples=self.planned_rows * steps / max(self.state.max_steps, 1),
             num_steps=steps,
         )
-        self._store_flos()
+        self.state.total_flos += self.sums.take_flos()
         figures["total_flos"] = self.state.total_flos
-        figures["train_loss"] = self.loss_logged / max(step - self.steps_unsummed, 0.001)
+        figures["train_loss"] = train_loss
         self.memory.end("train", figures)
         self.is_training = False
         # Not in the log, whose entries are those of transformers.
-        read = torch.stack([self.tokens, torch.full_like(self.tokens, self.computed_tokens)])
-        tokens, computed = total(read, self.world).tolist()
-        padding = {"train_padding_share": 1 - tokens / max(computed, 1)}
-        self.metrics.update({**figures, **padding})
+        self.metrics.update({**figures, "train_padding_share": self.sums.padding_share()})
         self._log(trainer, figures)
         is_best = self.checkpoints.load_best(self.state)
         self.checkpoints.keep_only_best(self.state)
@@ -283,9 +272,6 @@ class Bridge(L.Callback):
             self.stopped = self.stops.received = SIGINT if interrupted else SIGTERM
         return int(seen)
 
-    def _mean(self, loss: torch.Tensor) -> float:
-        return float(total(loss, self.world) / self.world)
-
     # Where an earlier run stopped.
 
     def _resume(self, resumed: Checkpoint) -> None:
@@ -294,12 +280,11 @@ class Bridge(L.Callback):
             self.handler.callbacks = [resumed.restored(each) for each in self.handler.callbacks]
             self.control = resumed.restored(self.control)
         step = self.state.global_step
-        self.step_logged = self.steps_before = self.steps_unsummed = step
+        self.steps_before = step
+        self.sums.begin_after(step)
         own = resumed.own
         if own is not None and not self.module.parity:  # transformers forgets its running sums
-            self.loss += own["loss"]
-            self.loss_logged, self.step_logged = own["loss_logged"], own["step_logged"]
-            self.steps_unsummed = own["steps_unsummed"]
+            self.sums.load(own)
             self.update = own["update"]
 
     def _enter_epoch(self, trainer: L.Trainer, resumed: Checkpoint, is_stream: bool) -> None:
@@ -376,11 +361,11 @@ class Bridge(L.Callback):
     # What the callbacks may ask for.
 
     def _act(self, trainer: L.Trainer) -> None:
-        if self.control.should_log and self.state.global_step > self.step_logged:
+        if self.control.should_log and self.state.global_step > self.sums.step_logged:
             self._log_update(trainer)
         if self.control.should_evaluate and self.run_evaluation is not None:
             figures = self.evaluate(trainer)
-            is_best = self._note_best(figures)
+            is_best = note_best(self.args, self.state, figures)
             if self.args.save_strategy == SaveStrategy.BEST:
                 self.control.should_save = is_best
         if self.control.should_save:
@@ -392,7 +377,7 @@ class Bridge(L.Callback):
         if not self.args.output_dir:
             return
         self.step_tried = self.state.global_step
-        self._store_flos()
+        self.state.total_flos += self.sums.take_flos()
         norm = self.update["grad_norm"]
         own = {
             "run": self.checkpoints.run,
@@ -400,10 +385,7 @@ class Bridge(L.Callback):
             "epoch": self.place[0],
             "windows": self.place[1],
             "epoch_is_open": self.epoch_is_open,
-            "loss": self._mean(self.loss),
-            "loss_logged": self.loss_logged,
-            "step_logged": self.step_logged,
-            "steps_unsummed": self.steps_unsummed,
+            **self.sums.saved(),
             "update": {
                 "grad_norm": float(norm),
                 "learning_rate": self.update["learning_rate"],
@@ -417,29 +399,25 @@ class Bridge(L.Callback):
             self._event("on_save")
 
     def _log_update(self, trainer: L.Trainer) -> None:
-        loss = self._mean(self.loss)
-        self.loss.zero_()
         norm = self.update["grad_norm"]
         figures = {
-            "loss": loss / (self.state.global_step - self.step_logged),
+            "loss": self.sums.take_loss(self.state.global_step),
             "grad_norm": norm.item() if torch.is_tensor(norm) else norm,
             "learning_rate": self.update["learning_rate"],
         }
-        self.loss_logged += loss
-        self.step_logged = self.state.global_step
-        self._store_flos()
+        self.state.total_flos += self.sums.take_flos()
         self._log(trainer, figures, self.start)
 
     def evaluate(self, trainer: L.Trainer, step_schedule: bool = True) -> dict[str, float]:
         """Evaluate now, log the figures and tell the callbacks."""
         assert self.run_evaluation is not None
-        if self.module.shards is not None:
-            self.module.shards.gather()
         self.memory.begin("eval")
         # transformers takes half weights only after training, as it could not go back.
         halved = not (self.module.parity and self.is_training)
+        shards = self.module.shards
+        whole = nullcontext() if shards is None else shards.gathered()
         try:
-            with full_eval(self.module.model, self.args) if halved else nullcontext():
+            with whole, full_eval(self.module.model, self.args) if halved else nullcontext():
                 figures = self.run_evaluation(lambda: self._event("on_prediction_step"))
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
@@ -453,33 +431,8 @@ class Bridge(L.Callback):
         self.memory.end("eval", figures)
         self.metrics.update(figures)
         if step_schedule and isinstance(schedule, FOLLOWS_EVALUATIONS):
-            schedule.step(self._metric_for_best(figures))
+            schedule.step(metric_for_best(self.args, figures))
         return figures
-
-    def _metric_for_best(self, figures: dict[str, float]) -> float:
-        name = self.args.metric_for_best_model or "loss"
-        name = name if name.startswith("eval_") else f"eval_{name}"
-        if name not in figures:
-            raise KeyError(
-                f"metric_for_best_model={self.args.metric_for_best_model!r} is not among the "
-                f"figures of the evaluation: {', '.join(figures)}."
-            )
-        return figures[name]
-
-    def _note_best(self, figures: dict[str, float]) -> bool:
-        args, state = self.args, self.state
-        if args.metric_for_best_model is None:
-            return False
-        value = self._metric_for_best(figures)
-        better = np.greater if args.greater_is_better else np.less
-        if state.best_metric is None:
-            state.best_metric = -math.inf if args.greater_is_better else math.inf
-        if not better(value, state.best_metric):
-            return False
-        state.best_metric = value
-        if args.save_strategy != SaveStrategy.NO:
-            state.best_global_step = state.global_step
-        return True
 
     def _log(
         self, trainer: L.Trainer, figures: dict[str, float], start: float | None = None
@@ -495,18 +448,6 @@ class Bridge(L.Callback):
         self._event("on_log", logs=figures)
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=self.state.global_step)
-
-    def _add_loss(self, loss: torch.Tensor) -> None:
-        if self.args.logging_nan_inf_filter:
-            # In the log only, a step without a finite loss counts as the mean of those before it.
-            mean = self.loss / (1 + self.state.global_step - self.step_logged)
-            loss = torch.where(torch.isfinite(loss), loss, mean)
-        self.loss += loss
-
-    def _store_flos(self) -> None:
-        tokens = torch.tensor(self.padded_tokens, device=self.module.device)
-        self.state.total_flos += float(int(total(tokens, self.world)) * self.flos_per_token)
-        self.padded_tokens = 0
 
     def _event(self, name: str, **details: Any) -> None:
         self.control = getattr(self.handler, name)(self.args, self.state, self.control, **details)

@@ -194,8 +194,8 @@ def _size(flags: dict[str, Any], environment: ClusterEnvironment | None) -> None
 
 def _is_interactive() -> bool:
     """Whether there is no script to start again: a notebook, a prompt, or code from a pipe."""
-    main = sys.modules["__main__"]
-    return hasattr(sys, "ps1") or not hasattr(main, "__file__")
+    script = getattr(sys.modules["__main__"], "__file__", None)  # of a pipe, "<stdin>"
+    return hasattr(sys, "ps1") or script is None or not os.path.isfile(script)
 
 
 def _made(strategy: Any, name: str, options: dict[str, Any], world: int) -> Strategy:

@@ -21,7 +21,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainingArguments
 
-from hflit.adapters import forward_inputs, inner_model
+from hflit.adapters import forward_inputs, inner_model, keep_layout
 from hflit.data.batching import Batch
 from hflit.data.dealing import counts
 from hflit.data.tokenization import Tokenization
@@ -98,6 +98,7 @@ class TaskModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        keep_layout(model)
         self.model: Any = model
         self.args = args
         self.parity = parity

@@ -224,7 +224,7 @@ def test_other_kinds_of_targets_are_refused():
 
 
 def test_cut_rows_are_reported_for_sources_and_targets(caplog):
-    with caplog.at_level(logging.WARNING, logger="hflit.data.module"):
+    with caplog.at_level(logging.WARNING, logger="hflit.data.encoding"):
         batches(ROWS, maxlength=3, target_maxlength=4)
     assert [record.getMessage() for record in caplog.records] == [
         "2 of 3 training rows reach maxlength=3 tokens; what is longer was cut.",
