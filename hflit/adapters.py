@@ -249,7 +249,8 @@ def keep_layout(model: Any) -> None:
     for layer in model.modules():
         if isinstance(layer, bnb.nn.Linear4bit):
             layer.support_avx512bf16_for_cpu = False
-            if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
+            weight: Any = layer.weight
+            if getattr(weight.quant_state, "packing_format_for_cpu", False):
                 layer.state_dict()  # lays them out as they were
 
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
 BLOCKS = {str(page.relative_to(ROOT)): read_blocks(page) for page in PAGES}
 HEAVY = {"docs/coming_from.md"}  # imports txtai
-KINDS = {"a warm and funny film": "good", "two dull hours": "bad"}
+KINDS = {"warm": "good", "dull": "bad"}
 
 
 @pytest.fixture(scope="session")
@@ -37,10 +37,17 @@ def desk(hub, tmp_path, monkeypatch):
         target = ROOT / name
         (shutil.copytree if target.is_dir() else shutil.copy)(target, tmp_path / name)
     for name in ("train.csv", "val.csv", "new.csv"):  # no row stands in two of them
-        rows = [
-            f"{text} of {name} {n},{label}\n" for n in range(20) for text, label in KINDS.items()
-        ]
-        (tmp_path / name).write_text("text,label\n" + "".join(rows))
+        _write(tmp_path / name, "text,label")
+    _write(tmp_path / "part-1.csv", "comment,mood")
+
+
+def _write(file, header):
+    rows = [
+        f"a {kind} film seen {n} times in {file.stem},{label}"
+        for n in range(20)
+        for kind, label in KINDS.items()
+    ]
+    file.write_text("\n".join([header, *rows, ""]))
 
 
 @pytest.mark.parametrize("page", BLOCKS)

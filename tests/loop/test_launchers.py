@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -184,15 +185,16 @@ def test_it_trains_as_one_process(how, call, tmp_path):
     assert len(hosts) == (2 if "nodes" in how and has_namespaces() else 1)
 
 
-CAUSES = {  # what the user reads
-    "script": "terminated with code -9",
+LOST = "Connection (closed|reset) by peer"
+CAUSES = {  # what the user reads, of whoever finds out first
+    "script": f"terminated with code -9|{LOST}",
     "spawn": "process 1 terminated with signal SIGKILL",
-    "torchrun": "Signal 9 (SIGKILL) received by PID",
-    "nodes": "Signal 9 (SIGKILL) received by PID",
-    "slurm": "Connection closed by peer",
+    "torchrun": r"Signal 9 \(SIGKILL\) received by PID",
+    "nodes": r"Signal 9 \(SIGKILL\) received by PID",
+    "slurm": LOST,
 }
 ENDINGS = [(how, 1, "kill", cause) for how, cause in CAUSES.items()]
-ENDINGS += [("script", 0, "kill", "Connection closed by peer")]
+ENDINGS += [("script", 0, "kill", LOST)]
 ENDINGS += [
     (how, 1, "error", "ValueError: a process lost its way")
     for how in ("script", "torchrun", "slurm")
@@ -212,7 +214,7 @@ def test_death_of_one_process_ends_all(how, rank, kind, cause, tmp_path):
         _, left = psutil.wait_procs(everyone.values(), max(0, end - time.monotonic()))
         assert not left
     assert all(process.returncode != 0 for process in running)
-    assert cause in (tmp_path / "log").read_text()
+    assert re.search(cause, (tmp_path / "log").read_text())
 
 
 @pytest.mark.slow
@@ -236,14 +238,14 @@ def test_script_without_guard(call, told, tmp_path):
 @pytest.mark.timeout(100)
 @pytest.mark.parametrize(
     ("strategy", "told"),
-    [("auto", "0"), ("fsdp", "0"), ("ddp", "Use strategy='ddp_notebook'")],
+    [("auto", None), ("fsdp", None), ("ddp", "Use strategy='ddp_notebook'")],
 )
 def test_code_without_a_script(strategy, told, tmp_path):
     """As in a notebook: there is no file that other processes could run."""
     code = (
         "from tests.loop.test_strategies import SHORT, fit\n"
         f"trainer, model = fit(**SHORT, strategy={strategy!r}, devices=2)\n"
-        "print(model.training + 0, trainer.state.global_step)\n"
+        "print('trained:', model.training, trainer.state.global_step)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
@@ -255,8 +257,9 @@ def test_code_without_a_script(strategy, told, tmp_path):
         timeout=90,
         cwd=tmp_path,
     )
-    assert run.returncode == (told != "0"), run.stderr
-    assert ("0 3" if told == "0" else told) in run.stdout + run.stderr
+    assert run.returncode == (told is not None), run.stderr
+    # 3 epochs of 23 rows, 8 in an update
+    assert (told or "trained: False 9\n") in run.stdout + run.stderr
 
 
 # What a launcher says in the environment.
