@@ -19,7 +19,7 @@ BUILD_ENV := $(TEST_ENV) TQDM_DISABLE=1 NO_MKDOCS_2_WARNING=1
 help:
 	@echo "make demo       fine-tune MiniLM on the bundled data, about two minutes on two cores"
 	@echo "make test       lint, types and fast tests"
-	@echo "make slow       the slow tests"
+	@echo "make slow       the slow tests, about 15 minutes on two cores"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff repair and format the code"
 	@echo "make docs       the documentation, into site/"
@@ -33,7 +33,7 @@ test: lint
 	$(PYTEST) --numprocesses=auto --timeout=120
 
 slow: $(VENV)/.installed-dev
-	$(PYTEST) -m "slow and not gpu" --timeout=900 --durations=10
+	$(PYTEST) -m "slow and not gpu" --numprocesses=auto --timeout=900 --durations=10
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

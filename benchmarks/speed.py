@@ -123,11 +123,11 @@ CASES = {
         ("llama", 32_000), ("transformers.Trainer", "bare loop"),
     ),
     "language-modeling, wikitext2": Case(
-        "language-modeling", ("wikitext2", ("text",)), 64, 32, {"maxlength": 128},
+        "language-modeling", ("wikitext2", ("text",)), 192, 32, {"maxlength": 128},
         tolerance=0.1, same=False,
     ),
     "token-detection, wikitext2": Case(
-        "token-detection", ("wikitext2", ("text",)), 64, 32, {"maxlength": 128},
+        "token-detection", ("wikitext2", ("text",)), 128, 32, {"maxlength": 128},
         ("electra", 0), ("txtai", "bare loop"), tolerance=0.1, same=False,
     ),
 }  # fmt: skip

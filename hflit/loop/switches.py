@@ -28,6 +28,8 @@ def process_switched(args: TrainingArguments) -> Iterator[None]:
     # bitsandbytes 0.50 warns at every 8-bit layer of every forward that it rounds its inputs.
     levels = dict.fromkeys(("lightning.pytorch", "lightning.fabric", "transformers"), level)
     levels["bitsandbytes"] = logging.ERROR
+    # Of all it says, that all processes end because one of them has died.
+    levels["lightning.fabric.strategies.launchers.subprocess_script"] = logging.INFO
     theirs = [logging.getLogger(name) for name in levels]
     before = [each.level for each in theirs]
     deterministic = torch.are_deterministic_algorithms_enabled()
