@@ -178,9 +178,7 @@ class Measured(TrainerCallback):
 
     def measure(self, *_: Any, **__: Any) -> None:
         """Add the figures of the weights as they are."""
-        metrics = self.module.metrics(self.data.rows["validation"])
-        loader, args = self.data.val_dataloader(), self.module.args
-        self.evaluations.append(evaluate(self.module, loader, args, metrics))
+        self.evaluations.append(evaluate(self.module, self.data, self.module.args, "auto"))
 
     on_train_begin = on_epoch_end = measure
 

@@ -56,13 +56,11 @@ def evaluate_model(model: str, rows: Any, call: dict[str, Any]) -> dict[str, flo
     """Figures of a saved model; for the arguments and errors see `load_evaluation`."""
     module, data = load_evaluation(model, rows, call)
     metrics = call.get("metrics", "auto")
-    if metrics == "auto":
-        metrics = module.metrics(data.rows["validation"])
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}
     kind = next((half[name] for name in half if getattr(module.args, name)), None)
     device = module.args.device.type
     with torch.autocast(device, kind) if kind else nullcontext(), torch.no_grad():
-        return evaluate(module, data.val_dataloader(), module.args, metrics)
+        return evaluate(module, data, module.args, metrics)
 
 
 def load_evaluation(

@@ -197,8 +197,17 @@ class DataModule(L.LightningDataModule):
             order = grouped(
                 self.lengths["validation"], args.per_device_eval_batch_size, seed, epochs=False
             )
-        deal = self._deal("validation")
-        return self._loader("validation", args.per_device_eval_batch_size, order=order, deal=deal)
+        return self._validation(order)
+
+    def validation_by_length(self) -> tuple[DataLoader, list[int]]:
+        """Batches of validation inputs of like length, the longest first, and their numbers."""
+        self._measure("validation")
+        order = np.argsort(-np.array(self.lengths["validation"]), kind="stable").tolist()
+        return self._validation(lambda epoch: order), order
+
+    def _validation(self, order: Order | None) -> DataLoader:
+        rows = self.args.per_device_eval_batch_size
+        return self._loader("validation", rows, order=order, deal=self._deal("validation"))
 
     def _deal(self, split: str) -> Deal:
         args, config = self.args, cast(Any, self.args.accelerator_config)

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
+from datasets import Dataset
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, TrainingArguments
 from transformers.trainer_pt_utils import EvalLoopContainer, nested_detach
@@ -18,6 +20,7 @@ from transformers.trainer_utils import denumpify_detensorize, speed_metrics
 from transformers.utils.generic import find_labels
 
 from hflit.adapters import inner_model
+from hflit.data import DataModule
 from hflit.data.dealing import Deal
 from hflit.ranks import dealt_back, everyones
 from hflit.tasks.module import Evaluated, TaskModule, mean_loss
@@ -43,24 +46,27 @@ class OwnMetrics(Protocol):
 
 def evaluate(
     module: TaskModule,
-    loader: DataLoader,
+    data: DataModule,
     args: TrainingArguments,
-    metrics: Metrics | OwnMetrics | None = None,
+    metrics: Metrics | str | None = None,
     on_batch: Callable[[], None] = lambda: None,
     limit: int | float | None = None,
 ) -> dict[str, float]:
-    """Evaluate a model on all batches of a loader, or on the first of them.
+    """Evaluate a model on all validation rows, or on the first batches of them.
 
-    Of several processes each takes its own batches; all of them get the figures of all batches.
+    Rows of like length share a batch, so that little is padded; what metrics are given is in the
+    order of the rows. Of several processes each takes its own batches; all of them get the figures
+    of all batches.
 
     Args:
         module: The task; its model is put into evaluation mode and left there.
-        loader: Batches of the validation rows.
+        data: Has the validation rows, set up.
         args: What to keep for `metrics`.
-        metrics: Function from `EvalPrediction` to a dict, under transformers' contract; the
-            task's own metrics, freshly made; or None for the loss alone.
+        metrics: Function from `EvalPrediction` to a dict, under transformers' contract; `"auto"`
+            for the task's own metrics; or None for the loss alone.
         on_batch: Called after each batch.
-        limit: Batches to stop after, or as a fraction the share of them.
+        limit: Batches to stop after, or as a fraction the share of them; taken in the order of the
+            rows.
 
     Returns:
         `eval_loss` (the mean over all items), the metrics with `eval_` before their names, and
@@ -71,7 +77,12 @@ def evaluate(
     module.switch_mode("eval")
     compute_metrics = metrics if callable(metrics) and not args.prediction_loss_only else None
     kept = _Kept(module, args) if compute_metrics else None
-    own = None if callable(metrics) or args.prediction_loss_only else metrics
+    loader, order = _batches(module, data, limit)
+    own: OwnMetrics | None = None
+    if metrics == "auto" and not args.prediction_loss_only:
+        compared = data.rows["validation"]
+        in_turn = order is not None and module.compares_in_turn
+        own = module.metrics(compared.select(order) if in_turn else compared)
     results: list[Evaluated] = []
     rows: list[int] = []  # of each batch
     found: dict[str, Any] = {}
@@ -111,7 +122,7 @@ def evaluate(
         if world > 1 and args.batch_eval_metrics:
             found = kept.each(compute_metrics)
         elif not args.batch_eval_metrics:
-            prediction = kept.all()
+            prediction = kept.all(order)
             if prediction.predictions is not None and prediction.label_ids is not None:
                 found = compute_metrics(prediction)
     figures = denumpify_detensorize(dict(found))
@@ -120,6 +131,19 @@ def evaluate(
     figures = {k if k.startswith("eval_") else f"eval_{k}": v for k, v in figures.items()}
     steps = math.ceil(sum(rows) / args.per_device_eval_batch_size)
     return {**figures, **speed_metrics("eval", start, num_samples=sum(rows), num_steps=steps)}
+
+
+def _batches(
+    module: TaskModule, data: DataModule, limit: int | float | None
+) -> tuple[DataLoader, list[int] | None]:
+    """Batches to evaluate, and the numbers of their inputs, where that is not their order."""
+    args = data.args
+    is_stream = not isinstance(data.tokens["validation"], Dataset)
+    sees_batches = args.batch_eval_metrics or not args.eval_do_concat_batches
+    by_row = module.outputs_by_row and not sees_batches
+    if data.parity or limit is not None or is_stream or not by_row:
+        return data.val_dataloader(), None
+    return data.validation_by_length()
 
 
 def _loss_of(
@@ -188,12 +212,20 @@ class _Kept:
         for container in self.kept.values():
             container.to_cpu_and_numpy()
 
-    def all(self) -> EvalPrediction:
-        """Everything kept, as numpy arrays."""
+    def all(self, order: list[int] | None) -> EvalPrediction:
+        """Everything kept, as numpy arrays in the order of the rows.
+
+        Args:
+            order: Numbers of the rows as they came; None if in their order.
+        """
         if self.world > 1:
             for now in dealt_back(everyones(self.mine, self.world)):
                 self._keep(now)
-        return EvalPrediction(**{part: kept.get_arrays() for part, kept in self.kept.items()})
+        kept = {part: each.get_arrays() for part, each in self.kept.items()}
+        if order is not None:
+            places = np.argsort(order)
+            kept = tree_map(lambda each: each if each is None else each[places], kept)
+        return EvalPrediction(**kept)
 
     def _keep(self, now: dict[str, Any]) -> None:
         for part, value in now.items():

@@ -94,11 +94,8 @@ def lightning_run(
     if data.data["validation"] is not None:
 
         def run_evaluation(on_batch: Callable[[], None]) -> dict[str, float]:
-            own: Any = metrics
-            if metrics == "auto":
-                own = module.metrics(data.rows["validation"])
             limit = flags.get("limit_val_batches")
-            return evaluate(module, data.val_dataloader(), args, own, on_batch, limit)
+            return evaluate(module, data, args, metrics, on_batch, limit)
 
     theirs = [callback for callback in callbacks if isinstance(callback, TrainerCallback)]
     tokenizer = data.tokenization.tokenizer

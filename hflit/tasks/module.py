@@ -85,6 +85,8 @@ class TaskModule(L.LightningModule):
     label_names: ClassVar[tuple[str, ...]] = ("labels",)  # columns the loss is computed from
     places: ClassVar[tuple[str, ...]] = ()  # columns of positions in a row
     predicts_next: ClassVar[bool] = False  # whether labels are compared one place earlier
+    outputs_by_row: ClassVar[bool] = True  # whether the outputs of a batch are rows, one for each
+    compares_in_turn: ClassVar[bool] = False  # whether metrics take rows as their batches come
     chunks_loss: ClassVar[bool] = False  # whether each label is a token that logits are for
     # What becomes of an update whose gradient is not finite: stop, skip or ignore.
     nonfinite = "ignore"
@@ -150,7 +152,8 @@ class TaskModule(L.LightningModule):
         """The task's own metrics: an object with `update(outputs, batch)` and `compute()`.
 
         Args:
-            rows: The rows to evaluate on, before tokenizing.
+            rows: The rows to evaluate on, before tokenizing; in the order of the batches, if
+                `compares_in_turn`.
         """
         raise NotImplementedError
 

@@ -50,6 +50,7 @@ class SequenceSequence(TaskModule):
     auto_model = AutoModelForSeq2SeqLM
     lora_type = "SEQ_2_SEQ_LM"
     tokenization = Sequences
+    compares_in_turn = True
     chunks_loss = True
     options = ("tokenizer", "target_maxlength", "generation_max_length", "generation_num_beams")
 

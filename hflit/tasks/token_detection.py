@@ -181,6 +181,7 @@ class TokenDetection(TaskModule):
 
     auto_model = AutoModelForMaskedLM
     lora_type = "FEATURE_EXTRACTION"
+    outputs_by_row = False
     tokenization = Texts
     tokenization_settings = {"masked": True}
 
