@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from signal import SIGINT, SIGTERM, Signals
 from typing import Any
 
@@ -30,15 +31,15 @@ from transformers.trainer_callback import (
 from transformers.trainer_utils import SaveStrategy, speed_metrics
 
 from hflit.loop.best import metric_for_best, note_best
-from hflit.loop.checkpoints import Checkpoints, random_states
+from hflit.loop.checkpoints import Checkpoints
 from hflit.loop.memory import MemoryTracker
+from hflit.loop.points import SavePoints
 from hflit.loop.precision import full_eval
-from hflit.loop.resume import OWN, Checkpoint
+from hflit.loop.resume import Checkpoint
 from hflit.loop.stops import Stop, Stops
 from hflit.loop.sums import RunningSums
 from hflit.loop.trackers import TRACKERS
 from hflit.ranks import total
-from hflit.tasks.failures import broken_weight
 from hflit.tasks.module import TaskModule
 from hflit.tasks.optimization import FOLLOWS_EVALUATIONS
 
@@ -80,7 +81,8 @@ class Bridge(L.Callback):
         self.world = args.world_size
         self.module = module
         self.is_training = False
-        self.is_whole = False  # whether the weights are those of a whole update
+        self.points = SavePoints(args, module, checkpoints)
+        self.resumed = checkpoints.resumed
         self.checkpoints = checkpoints
         self.stops = stops
         self.stopped: Signals | None = None  # what all processes know to have been received
@@ -99,13 +101,12 @@ class Bridge(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Go on from a checkpoint, whose weights the model has already."""
-        resumed = self.checkpoints.resumed
         self.begun = False
-        if resumed is not None:
+        if self.resumed is not None:
             windows = trainer.num_training_batches
             anew = self.args.ignore_data_skip
-            self.place = resumed.place(0 if math.isinf(windows) else int(windows), anew)
-            resumed.load_training(trainer, self.place)
+            self.points.place = self.resumed.place(0 if math.isinf(windows) else int(windows), anew)
+            self.resumed.load_training(trainer, self.points.place)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count the steps of the run and begin."""
@@ -143,22 +144,20 @@ class Bridge(L.Callback):
         if args.max_steps <= 0:
             self.planned_rows = len(loader.batches.dataset) * args.num_train_epochs
         self.sums = RunningSums(self.module.model, pl_module.device, args)
-        self.steps_before = self.step_saved = 0
+        self.steps_before = 0
         self.waits_for_random = False
-        self.step_tried = 0  # the last update after which a checkpoint was begun
-        self.settled: tuple[dict[str, Any], bool] | None = None
         self.module.rows_of = getattr(loader, "rows_of", self.module.rows_of)
         self.start = time.time()
         if self.world > 1:
             self.stops.listen()
-        if self.checkpoints.resumed is not None:
-            self._resume(self.checkpoints.resumed)
+        if self.resumed is not None:
+            self._resume(self.resumed)
         self.tokens_before = self.state.num_input_tokens_seen
         self._event("on_train_begin")
         if args.eval_on_start:
             self.evaluate(trainer, step_schedule=False)
-        if self.checkpoints.resumed is not None:
-            self._enter_epoch(trainer, self.checkpoints.resumed, is_stream)
+        if self.resumed is not None:
+            self._enter_epoch(trainer, self.resumed, is_stream)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tell the callbacks."""
@@ -168,8 +167,8 @@ class Bridge(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Tell the callbacks."""
-        if self.waits_for_random and self.checkpoints.resumed is not None:
-            self.checkpoints.resumed.restore_random(self.args.process_index, self.world)
+        if self.waits_for_random and self.resumed is not None:
+            self.resumed.restore_random(self.args.process_index, self.world)
             self.waits_for_random = False
         self._event("on_step_begin")
 
@@ -182,7 +181,7 @@ class Bridge(L.Callback):
         batch_idx: int,
     ) -> None:
         """Count the update, then do what the callbacks ask for."""
-        self.update = outputs
+        self.points.update = outputs
         self.sums.add(outputs, self.state.global_step)
         counted = {"all": "padded_tokens", "non_padding": "tokens"}
         count = counted.get(f"{self.args.include_num_input_tokens_seen}")
@@ -190,21 +189,22 @@ class Bridge(L.Callback):
         self.state.global_step += 1
         done = min((batch_idx + 1) * self.args.gradient_accumulation_steps, self.epoch_batches)
         self.state.epoch = trainer.current_epoch + done / self.epoch_batches
-        self._stand(trainer, batch_idx, trainer.is_last_batch)
+        place, is_last = (trainer.current_epoch, batch_idx), trainer.is_last_batch
+        self.points.stand(*place, is_last)
         self._event("on_step_end")
-        self._stand(trainer, batch_idx, trainer.is_last_batch or self.control.should_epoch_stop)
+        self.points.stand(*place, is_last or self.control.should_epoch_stop)
         self._act(trainer)
-        self._settle()
+        self.points.settle()
         self._stop_if_asked(trainer)
         if self.control.should_epoch_stop and not self.control.should_training_stop:
             raise StopIteration  # ends Lightning's epoch
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tell the callbacks, then do what they ask for at an epoch's end."""
-        self.epoch_is_open = False
+        self.points.epoch_is_open = False
         self._event("on_epoch_end")
         self._act(trainer)
-        self._settle()
+        self.points.settle()
         self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -251,7 +251,8 @@ class Bridge(L.Callback):
         """Stop measuring; save the last whole state, where checkpoints are wanted."""
         self.memory.abandon()
         if isinstance(exception, Exception):
-            self._save_what_is_whole(trainer, exception)
+            save = partial(self._save, trainer)
+            self.points.save_what_is_whole(self.state.global_step, save, exception)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End a run that went on from its end, for which Lightning has no epoch to start."""
@@ -285,15 +286,15 @@ class Bridge(L.Callback):
         own = resumed.own
         if own is not None and not self.module.parity:  # transformers forgets its running sums
             self.sums.load(own)
-            self.update = own["update"]
+            self.points.update = own["update"]
 
     def _enter_epoch(self, trainer: L.Trainer, resumed: Checkpoint, is_stream: bool) -> None:
         """Restore the random numbers at the moment that leaves them as they were."""
-        if self.place[1] or self.args.dataloader_persistent_workers:
+        if self.points.place[1] or self.args.dataloader_persistent_workers:
             # Fetching the first window draws from them, and so does opening its loader: both had
             # been done before they were saved.
             self.waits_for_random = True
-            if self.place[1]:
+            if self.points.place[1]:
                 self._event("on_epoch_begin")  # Lightning 2.6 tells only of epochs it begins
             return
         resumed.restore_random(self.args.process_index, self.world)
@@ -303,55 +304,14 @@ class Bridge(L.Callback):
         if is_stream:  # whose loader is open already: draw what opening it draws
             torch.empty((), dtype=torch.int64).random_()
 
-    def _stand(self, trainer: L.Trainer, batch_idx: int, ends_epoch: bool) -> None:
-        """Note where in the data the run is."""
-        # Saved before the end of its epoch is told of; whoever goes on makes up for that.
-        self.epoch_is_open = ends_epoch
-        epoch = trainer.current_epoch
-        self.place = (epoch + 1, 0) if ends_epoch else (epoch, batch_idx + 1)
-        self.is_whole, self.settled = True, None
-
-    def _settle(self) -> None:
-        """Note the random numbers of an update after which nothing more is due."""
-        if self.wants_checkpoints and self.world == 1:
-            self.settled = (random_states(), self.epoch_is_open)
-
-    @property
-    def wants_checkpoints(self) -> bool:
-        """Whether a run that ends early is to leave a checkpoint."""
-        args = self.args
-        return args.save_strategy != SaveStrategy.NO or args.enable_jit_checkpoint
-
-    def _save_what_is_whole(self, trainer: L.Trainer, exception: Exception) -> None:
-        retried = self.args.auto_find_batch_size and should_reduce_batch_size(exception)
-        # Several processes would wait for the one that failed.
-        if not (self.is_whole and self.wants_checkpoints) or retried or self.world > 1:
-            return
-        step = self.state.global_step
-        folder = f"checkpoint-{step}"
-        if self.step_tried != step:
-            if broken_weight(self.module.model):
-                logger.warning("%s is not written: its weights are not finite.", folder)
-                return
-            states = None
-            if self.settled is not None:
-                states, self.epoch_is_open = self.settled
-            try:
-                self._save(trainer, states)
-            except Exception as error:  # the first one is the one to be told
-                logger.warning("%s could not be written: %s", folder, error)
-        if self.step_saved == step:
-            told = "The run failed after update %d; %s is saved. Go on with checkpoint=True."
-            logger.warning(told, step, folder)
-
     def _stop_if_asked(self, trainer: L.Trainer) -> None:
         stopped = self.stops.received if self.world == 1 else self.stopped
         if stopped is None:
             return
         step = self.state.global_step
-        if self.wants_checkpoints and self.step_saved != step:
+        if self.points.are_wanted and self.points.saved != step:
             self._save(trainer)
-        if self.step_saved == step:
+        if self.points.saved == step:
             told = f"checkpoint-{step} is saved. Go on with checkpoint=True."
         else:
             told = "nothing is saved. With output_dir and save_strategy, checkpoint=True goes on."
@@ -376,34 +336,18 @@ class Bridge(L.Callback):
     def _save(self, trainer: L.Trainer, random: dict[str, Any] | None = None) -> None:
         if not self.args.output_dir:
             return
-        self.step_tried = self.state.global_step
         self.state.total_flos += self.sums.take_flos()
-        norm = self.update["grad_norm"]
-        own = {
-            "run": self.checkpoints.run,
-            "global_step": self.state.global_step,
-            "epoch": self.place[0],
-            "windows": self.place[1],
-            "epoch_is_open": self.epoch_is_open,
-            **self.sums.saved(),
-            "update": {
-                "grad_norm": float(norm),
-                "learning_rate": self.update["learning_rate"],
-            },
-        }
-        stateful: Any = self._new_state().stateful_callbacks
-        stateful[OWN] = own
-        self.state.stateful_callbacks = stateful
-        if self.checkpoints.save(trainer, self.state, self.module.shards, random):
-            self.step_saved = self.state.global_step
+        self.state.stateful_callbacks = self._new_state().stateful_callbacks
+        if self.points.save(trainer, self.state, self.sums, random):
             self._event("on_save")
 
     def _log_update(self, trainer: L.Trainer) -> None:
-        norm = self.update["grad_norm"]
+        update = self.points.update
+        norm = update["grad_norm"]
         figures = {
             "loss": self.sums.take_loss(self.state.global_step),
             "grad_norm": norm.item() if torch.is_tensor(norm) else norm,
-            "learning_rate": self.update["learning_rate"],
+            "learning_rate": update["learning_rate"],
         }
         self.state.total_flos += self.sums.take_flos()
         self._log(trainer, figures, self.start)
@@ -452,7 +396,7 @@ class Bridge(L.Callback):
     def _event(self, name: str, **details: Any) -> None:
         self.control = getattr(self.handler, name)(self.args, self.state, self.control, **details)
         if name == "on_pre_optimizer_step":
-            self.is_whole = False  # until all that belongs to the update is done
+            self.points.is_whole = False  # until all that belongs to the update is done
 
     def _new_state(self) -> TrainerState:
         known: list[Any] = [*self.handler.callbacks, self.control]
