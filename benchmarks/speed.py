@@ -11,7 +11,12 @@ last weight update.
 The bare loop is PyTorch alone over the batches as hflit cuts them, with the task's own loss: what
 it takes less is what hflit's loop costs. It runs in hflit's process: the same code may be some
 percent faster or slower in another one. A share of the peak is 6 x parameters (without tables of
-embeddings) x real tokens, against the fastest product of two matrices just before the run.
+embeddings) x real tokens, against the fastest product of two matrices just before the run; what an
+encoder's tokens never meet is not counted for them.
+
+`transformers.Trainer` knows no packing: in `pack` it gets a row for each text, as many texts in an
+update. In question-answering its softmax spreads over padding, so its losses are compared with those
+of `parity=True`.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import tempfile
 import time
 import traceback
@@ -349,21 +355,27 @@ class Run:
         data.setup()
         return data, args
 
-    def real_tokens(self) -> int:
-        """Tokens of an epoch, without padding."""
+    def size(self) -> dict[str, int]:
+        """`real` tokens of an epoch, without padding, and the `work` of training on them."""
         tokens = self._data()[0].tokens["train"]
-        columns = (
-            ("input_ids", "labels") if self.case.task == "sequence-sequence" else ("input_ids",)
-        )
-        return sum(len(row) for name in columns for row in tokens[name])
-
-    def parameters(self) -> int:
-        """Weights that tokens are multiplied with."""
+        read = sum(len(row) for row in tokens["input_ids"])
         if self.case.task == "token-detection":
-            model = AutoModelForMaskedLM.from_pretrained(self.base)
-            return 2 * model.num_parameters(exclude_embeddings=True)
+            model: Any = AutoModelForMaskedLM.from_pretrained(self.base)
+            return {"real": read, "work": 12 * model.num_parameters(exclude_embeddings=True) * read}
         model = AUTO[self.case.task].from_pretrained(self.base, **self._labels())
-        return model.num_parameters(exclude_embeddings=True)
+        parameters = model.num_parameters(exclude_embeddings=True)
+        if self.case.task != "sequence-sequence":
+            return {"real": read, "work": 6 * parameters * read}
+        written = sum(len(row) for row in tokens["labels"])
+        # The decoder makes its keys and values of the tokens that the encoder read.
+        met = re.compile(r"encoder\.(?!embed)|EncDecAttention\.[kv]\.")
+        of_read = sum(
+            p.numel()
+            for name, p in model.named_parameters()
+            if met.match(name) or met.search(name.removeprefix("decoder."))
+        )
+        work = 6 * (of_read * read + (parameters - of_read) * written)
+        return {"real": read + written, "work": work}
 
 
 PEERS: dict[str, Callable[[Run, int], list[float]]] = {
@@ -461,7 +473,7 @@ def serve(threads: int, pipe: Connection, *given: Any) -> None:
                 if what == "check":
                     facts: dict[str, Any] = {}
                     if peer == "hflit":
-                        facts = {"real": run.real_tokens(), "parameters": run.parameters()}
+                        facts = run.size()
                         if run.case.parity:
                             facts["parity"] = run.hflit(1, parity=True)
                     before = peak_mib(reset=True)
@@ -554,7 +566,7 @@ def lines_of(name: str, found: dict[str, Any]) -> list[list[str]]:
     passes = 2 if CASES[name].task == "token-detection" else 1
     for peer, each in found.items():
         seconds = median(run["taken"][0] for run in each["rounds"])
-        work = 6 * ours["parameters"] * ours["real"]
+        work = ours["work"]
         share = median(work / run["taken"][0] / run["peak"] for run in each["rounds"])
         middle, low, high = ratio(found, peer)
         cpu = ratio(found, peer, 1)
