@@ -15,8 +15,8 @@ embeddings) x real tokens, against the fastest product of two matrices just befo
 encoder's tokens never meet is not counted for them.
 
 `transformers.Trainer` knows no packing: in `pack` it gets a row for each text, as many texts in an
-update. In question-answering its softmax spreads over padding, so its losses are compared with those
-of `parity=True`.
+update. In question-answering its softmax spreads over padding, so its losses are compared with
+those of `parity=True`.
 """
 
 from __future__ import annotations

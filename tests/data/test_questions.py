@@ -20,6 +20,7 @@ from hflit.arguments import Arguments
 from hflit.data import data_module
 from hflit.data.answers import find_answer, read_answers
 from hflit.data.batching import Collator
+from hflit.data.encoding import encoded
 from hflit.data.questions import Questions
 from tests.conftest import WORDS, word_tokenizer
 
@@ -244,10 +245,11 @@ def test_31_rows_keep_their_numbers_in_other_processes_and_streams():
         datasets.Dataset.from_list(rows).to_iterable_dataset(),
     ):
         assert [span["row"] for span in spans_of(data)] == list(range(8))
-    module = opened(rows)
-    module.tokenizers = 2
-    tokens = module._tokenize(datasets.Dataset.from_list(rows), "validation")
-    assert tokens["row"][:] == list(range(8))
+    split = encoded(
+        datasets.Dataset.from_list(rows), opened(rows).tokenization, "validation",
+        batch_size=1000, processes=2, is_cached=False, is_shared=False,
+    )  # fmt: skip
+    assert split["row"][:] == list(range(8))
 
 
 # Padding before the tokens.
