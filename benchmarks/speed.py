@@ -572,7 +572,7 @@ def lines_of(name: str, found: dict[str, Any]) -> list[list[str]]:
         cpu = ratio(found, peer, 1)
         lines.append(
             [
-                name, peer, f"{ours['real'] / seconds:,.0f}",
+                name if peer == "hflit" else "", peer, f"{ours['real'] / seconds:,.0f}",
                 "" if peer == "hflit" else f"{middle:.2f} ({low:.2f} to {high:.2f})",
                 "" if peer == "hflit" else f"{cpu[0]:.2f} ({cpu[1]:.2f} to {cpu[2]:.2f})",
                 f"{1 - passes * ours['real'] / each['read']:.2f}", f"{share:.2f}",
