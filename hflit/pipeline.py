@@ -154,8 +154,8 @@ class HFTrainer:
                 so many tokens with their padding (sequence-sequence: of the source), in place of
                 `per_device_train_batch_size` rows.
             find_learning_rate: Begin with a range test of up to 100 updates, and train from the
-                first weights with the learning rate at which the loss fell fastest, in place
-                of `learning_rate`.
+                first weights with a tenth of the learning rate at which the loss was lowest, in
+                place of `learning_rate`.
             args: Fields of `transformers.TrainingArguments` and flags of the Lightning Trainer.
 
         Returns:
