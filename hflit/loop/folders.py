@@ -164,13 +164,21 @@ def clean(output_dir: Path) -> None:
         return
     for path in sorted(output_dir.iterdir()):
         match = ASIDE.fullmatch(path.name)
-        if match is None or (int(match[2]) != os.getpid() and psutil.pid_exists(int(match[2]))):
+        if match is None or (int(match[2]) != os.getpid() and _lives(int(match[2]))):
             continue
         folder = output_dir / match[1]
         if path.suffix == ".old" and not folder.exists() and flaw(path) is None:
             path.rename(folder)
         else:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    """Whether a process runs; one that has ended, but that nobody has asked about, does not."""
+    try:
+        return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def remove(folder: Path) -> None:

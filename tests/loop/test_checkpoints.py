@@ -4,8 +4,12 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 
 import datasets
+import psutil
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -582,7 +586,12 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
     (tmp_path / f".checkpoint-2.{dead}.part").mkdir()
     (tmp_path / f".checkpoint-3.{dead}.old").mkdir()
     (tmp_path / f".checkpoint-4.{os.getppid()}.part").mkdir()  # another run is writing
-    clean(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE) as ended:
+        ended.stdout.read()
+        while psutil.Process(ended.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        (tmp_path / f".checkpoint-5.{ended.pid}.part").mkdir()  # its number is still taken
+        clean(tmp_path)
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == [f".checkpoint-4.{os.getppid()}.part", "checkpoint-1"]
     assert (folder / "file").read_text() == "new"
