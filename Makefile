@@ -9,6 +9,7 @@ OLD := sys.exit("The versions in constraints.txt need Python 3.11 or newer: make
 
 # Tests: no network, no thread pools on top of each other.
 TEST_ENV := MLFLOW_DISABLE_TELEMETRY=true OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+SLOW := slow and not gpu
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest --quiet --basetemp=.pytest_tmp
 
 # Notebooks without progress bars; the site without an advertisement of its successor.
@@ -33,7 +34,7 @@ test: lint
 	$(PYTEST) --numprocesses=auto --timeout=120
 
 slow: $(VENV)/.installed-dev
-	$(PYTEST) -m "slow and not gpu" --numprocesses=auto --timeout=900 --durations=10
+	$(PYTEST) -m "$(SLOW)" --numprocesses=auto --timeout=900 --durations=10
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -61,7 +61,8 @@ def _mark(page):
     is_slow = page in HEAVY or any(
         block.language == "bash" and not block.excuse for block in BLOCKS[page]
     )
-    return pytest.param(page, marks=[pytest.mark.slow, pytest.mark.timeout(900)] * is_slow)
+    marks = [pytest.mark.slow, pytest.mark.timeout(900)] * is_slow
+    return pytest.param(page, marks=[*marks, *[pytest.mark.long] * (page == "README.md")])
 
 
 # peft asks the Hub itself for the file, whatever lies in the cache; here is no network.
