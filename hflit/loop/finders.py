@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 LOWEST, HIGHEST = 1e-7, 1.0  # learning rates that are tried
 UPDATES = 100
 SMOOTHED = 0.9  # how much of each smoothed loss comes from the ones before
+SETTLED = 10  # updates at the lowest rates, before which a smoothed loss is one of few batches
 DIVERGED = 3.0  # times the lowest smoothed loss, where the test ends
 
 
@@ -92,17 +93,18 @@ def below_lowest(rates: list[float], losses: list[float]) -> float:
         ValueError: The loss never fell.
 
     Example:
-        >>> below_lowest([1e-3, 1e-2, 1e-1, 1.0], [4.0, 4.0, 1.0, 5.0])
+        >>> rates = [1e-7] * SETTLED + [1e-3, 1e-2, 1e-1, 1.0]
+        >>> below_lowest(rates, [4.0] * SETTLED + [4.0, 4.0, 1.0, 5.0])
         0.01
     """
-    means = smoothed(losses)
+    means = smoothed(losses)[SETTLED:]
     lowest = int(np.argmin(means)) if means else 0
     if lowest == 0:
         raise ValueError(
             f"No learning rate was found: the loss never fell from {rates[0]:.2g} to "
             f"{rates[-1]:.2g}. Set learning_rate."
         )
-    return rates[lowest] / 10
+    return rates[SETTLED + lowest] / 10
 
 
 def smoothed(losses: list[float]) -> list[float]:
@@ -135,7 +137,7 @@ class _RangeTest(L.Callback):
         """Keep the loss."""
         loss = float(sum(outputs["losses"]))
         means = smoothed([*self.losses, loss])
-        if not math.isfinite(loss) or (len(means) > 10 and means[-1] > DIVERGED * min(means)):
+        if not math.isfinite(loss) or (len(means) > SETTLED and means[-1] > DIVERGED * min(means)):
             trainer.should_stop = True
             self.rates.pop()
         else:

@@ -58,7 +58,8 @@ def test_a_tenth_of_where_the_smoothed_loss_was_lowest():
     valley = [*falling, *(falling[-1] + (i - 30) ** 2 / 4 for i in range(31, 51))]
     noisy = list(valley)
     noisy[3] -= 0.3  # a single lucky batch is no valley
-    for losses in (valley, noisy):  # the mean lags behind
+    lucky = [0.1, *valley[1:]]  # nor is a first one, which no mean smooths yet
+    for losses in (valley, noisy, lucky):  # the mean lags behind
         assert rates[30] / 10 <= below_lowest(rates, losses) <= rates[35] / 10
     with pytest.raises(ValueError, match="the loss never fell from 1e-05 to 1"):
         below_lowest(rates, list(range(51)))
