@@ -47,7 +47,10 @@ def minilm() -> str:
 def machine() -> str:
     """One line: processor, threads, versions."""
     packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "lightning", "transformers"))
-    return f"{platform.machine()}, {torch.get_num_threads()} threads, {packages}"
+    processor = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
+    threads = torch.get_num_threads()
+    named = f"{processor} ({platform.machine()})" if processor else platform.machine()
+    return f"{named}, {threads} threads, {packages}"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

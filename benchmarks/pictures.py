@@ -19,6 +19,7 @@ COLOURS = {
     "transformers.Trainer": "#d9772b",
     "group_by_length": "#d9a62b",
     "txtai": "#7d6ad6",
+    "hflit in MKL": "#3b82c4",
     "bare loop": "#8b949e",
 }
 

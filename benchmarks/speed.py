@@ -5,14 +5,17 @@
 Each trainer runs in a process of its own, on the same rows in the same order from the same seed,
 dropout off. A first run of each is not timed: its losses must agree, and it counts tokens and peak
 memory. Then all run in turn, round after round (A B A B), and a ratio is the median over the rounds
-of what one took over what hflit took in the same round. Time counts from the first forward to the
-last weight update.
+of what one took over what hflit took in the same round. Each round draws another order of the rows,
+the same for all, so that no trainer has met its lengths before. Time counts from the first forward
+to the last weight update.
 
 The bare loop is PyTorch alone over the batches as hflit cuts them, with the task's own loss: what
-it takes less is what hflit's loop costs. It runs in hflit's process: the same code may be some
-percent faster or slower in another one. A share of the peak is 6 x parameters (without tables of
-embeddings) x real tokens, against the fastest product of two matrices just before the run; what an
-encoder's tokens never meet is not counted for them.
+it takes less is what hflit's loop costs. On a processor for which MKL, torch's library of matrix
+products, is slow, hflit computes linear layers in oneDNN, and the bare loop with it: "hflit in MKL"
+is hflit without that, as on all other processors. Both run in hflit's process: the same code may be
+some percent faster or slower in another one. A share of the peak is 6 x parameters (without tables
+of embeddings) x real tokens, against the fastest product of two matrices just before the run, once
+in MKL and once in oneDNN; what an encoder's tokens never meet is not counted for them.
 
 `transformers.Trainer` knows no packing: in `pack` it gets a row for each text, as many texts in an
 update. In question-answering its softmax spreads over padding, so its losses are compared with
@@ -71,10 +74,12 @@ from benchmarks.machine import arguments, machine, minilm, read, table
 from benchmarks.parity import rows_of
 from benchmarks.pictures import speed_picture
 from benchmarks.sequences import tokenizer_of
+from hflit.tasks.products import mkl_is_slow
 
 RESULTS = Path("benchmarks/results/speed.md")
 SEED = 42
-OTHERS = ("transformers.Trainer", "group_by_length", "txtai", "bare loop")
+OTHERS = ("transformers.Trainer", "group_by_length", "txtai", "hflit in MKL", "bare loop")
+OWN = OTHERS[-2:]  # run in hflit's process
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ CASES = {
     ),
     "language-generation, wikitext2, 32,000 words": Case(
         "language-generation", ("wikitext2", ("text",)), 100, 8, {"maxlength": 512},
-        ("llama", 32_000), ("transformers.Trainer", "bare loop"),
+        ("llama", 32_000), ("transformers.Trainer", *OWN),
     ),
     "language-modeling, wikitext2": Case(
         "language-modeling", ("wikitext2", ("text",)), 192, 32, {"maxlength": 128},
@@ -138,7 +143,7 @@ CASES = {
     ),
     "token-detection, wikitext2": Case(
         "token-detection", ("wikitext2", ("text",)), 128, 32, {"maxlength": 128},
-        ("electra", 0), ("txtai", "bare loop"), tolerance=0.1, same=(),
+        ("electra", 0), ("txtai", *OWN), tolerance=0.1, same=(),
     ),
 }  # fmt: skip
 SETTINGS = {"num_train_epochs": 1, "learning_rate": 5e-5, "seed": SEED}
@@ -233,6 +238,13 @@ class Run:
             logging_steps=every, **self.case.call, **self.settings, **options,
         )  # fmt: skip
         return _losses(trainer.state.log_history)
+
+    def in_mkl(self, every: int) -> list[float]:
+        """The call, with torch's own matrix products."""
+        from hflit.tasks import products
+
+        with patch.object(products, "mkl_is_slow", lambda: False):
+            return self.hflit(every)
 
     def transformers(self, every: int, **options: Any) -> list[float]:
         """`transformers.Trainer` on the rows as hflit tokenizes them, padded to the longest."""
@@ -383,6 +395,7 @@ PEERS: dict[str, Callable[[Run, int], list[float]]] = {
     "transformers.Trainer": Run.transformers,
     "group_by_length": Run.grouped,
     "txtai": Run.txtai,
+    "hflit in MKL": Run.in_mkl,
     "bare loop": Run.bare,
 }
 
@@ -439,14 +452,20 @@ class Read:
             self.tokens += args[0].numel()
 
 
-def peak_flops() -> float:
-    """Operations a second in a product of two matrices: the best of a few."""
+def peak_flops() -> dict[str, float]:
+    """Operations a second in a product of two matrices, in each library: the best of a few."""
     left, right = torch.randn(2, 1536, 1536)
-    best = 0.0
+    in_onednn = torch.ops.mkldnn._linear_pointwise
+    products: dict[str, Callable[[], Any]] = {
+        "MKL": lambda: left @ right,
+        "oneDNN": lambda: in_onednn(left, right, None, "none", [], ""),
+    }
+    best = dict.fromkeys(products, 0.0)
     for _ in range(8):
-        start = time.perf_counter()
-        left @ right
-        best = max(best, 2 * 1536**3 / (time.perf_counter() - start))
+        for library, product in products.items():
+            start = time.perf_counter()
+            product()
+            best[library] = max(best[library], 2 * 1536**3 / (time.perf_counter() - start))
     return best
 
 
@@ -467,7 +486,8 @@ def serve(threads: int, pipe: Connection, *given: Any) -> None:
         warnings.simplefilter("ignore")
         run = Run(*given)
         while (told := pipe.recv()) != "stop":
-            what, peer = told
+            what, peer, number = told
+            run.settings["seed"] = SEED + number
             train = PEERS[peer]
             with open(os.devnull, "w") as nowhere, patch("sys.stdout", nowhere):
                 if what == "check":
@@ -499,26 +519,27 @@ def measure(name: str, folder: Path, rounds: int, threads: int) -> dict[str, Any
     pipes: dict[str, Connection] = {}
     with tempfile.TemporaryDirectory() as base:
         save_base(case, rows, Path(base))
-        for peer in ("hflit", *case.others):
-            if peer == "bare loop":
+        others = [each for each in case.others if mkl_is_slow() or each != "hflit in MKL"]
+        for peer in ("hflit", *others):
+            if peer in OWN:
                 pipes[peer] = pipes["hflit"]
                 continue
             pipes[peer], theirs = context.Pipe()
             given = (threads, theirs, case, base, rows, columns)
             context.Process(target=serve, args=given, daemon=True).start()
-        found = {peer: _ask(pipe, "check", peer) for peer, pipe in pipes.items()}
+        found = {peer: _ask(pipe, "check", peer, 0) for peer, pipe in pipes.items()}
         check_losses(name, found)
         for each in found.values():
             each["rounds"] = []
-        for _ in range(rounds):
+        for number in range(1, rounds + 1):
             for peer, pipe in pipes.items():
-                found[peer]["rounds"].append(_ask(pipe, "run", peer))
+                found[peer]["rounds"].append(_ask(pipe, "run", peer, number))
         for pipe in set(pipes.values()):
             pipe.send("stop")
     return found
 
 
-def _ask(pipe: Connection, *what: str) -> dict[str, Any]:
+def _ask(pipe: Connection, *what: str | int) -> dict[str, Any]:
     pipe.send(what)
     answer = pipe.recv()
     if "error" in answer:
@@ -530,11 +551,11 @@ def check_losses(name: str, found: dict[str, Any]) -> None:
     """Raise RuntimeError where a trainer did not do what hflit did."""
     case = CASES[name]
     for peer in found:
-        is_own = peer in ("hflit", "bare loop")
+        is_own = peer in ("hflit", *OWN)
         ours = found["hflit"]["parity" if case.parity and not is_own else "losses"]
         theirs = found[peer]["losses"]
-        same = peer == "bare loop" or peer in case.same
-        tolerance = 1e-4 if peer == "bare loop" else max(case.tolerance, 0.0 if same else 0.05)
+        same = peer in OWN or peer in case.same
+        tolerance = 1e-4 if peer in OWN else max(case.tolerance, 0.0 if same else 0.05)
         if same:
             pairs = zip(ours, theirs, strict=True)
             worst = max(abs(a - b) / abs(a) for a, b in pairs)
@@ -567,7 +588,10 @@ def lines_of(name: str, found: dict[str, Any]) -> list[list[str]]:
     for peer, each in found.items():
         seconds = median(run["taken"][0] for run in each["rounds"])
         work = ours["work"]
-        share = median(work / run["taken"][0] / run["peak"] for run in each["rounds"])
+        shares = [
+            median(work / run["taken"][0] / run["peak"][library] for run in each["rounds"])
+            for library in ("MKL", "oneDNN")
+        ]
         middle, low, high = ratio(found, peer)
         cpu = ratio(found, peer, 1)
         lines.append(
@@ -575,8 +599,9 @@ def lines_of(name: str, found: dict[str, Any]) -> list[list[str]]:
                 name if peer == "hflit" else "", peer, f"{ours['real'] / seconds:,.0f}",
                 "" if peer == "hflit" else f"{middle:.2f} ({low:.2f} to {high:.2f})",
                 "" if peer == "hflit" else f"{cpu[0]:.2f} ({cpu[1]:.2f} to {cpu[2]:.2f})",
-                f"{1 - passes * ours['real'] / each['read']:.2f}", f"{share:.2f}",
-                *(["", ""] if peer == "bare loop" else memory_of(each, ours)),
+                f"{1 - passes * ours['real'] / each['read']:.2f}",
+                " / ".join(f"{share:.2f}" for share in shares),
+                *(["", ""] if peer in OWN else memory_of(each, ours)),
                 f"{sum(each['losses']) / len(each['losses']):.4f}",
             ]
         )  # fmt: skip
@@ -590,7 +615,7 @@ def memory_of(each: dict[str, Any], ours: dict[str, Any]) -> list[str]:
 
 HEADS = [
     "case", "trainer", "real tokens/s", "time against hflit (range)", "CPU time against hflit",
-    "padding", "share of peak", "peak MiB", "memory against hflit", "mean loss",
+    "padding", "share of peak (MKL / oneDNN)", "peak MiB", "memory against hflit", "mean loss",
 ]  # fmt: skip
 
 

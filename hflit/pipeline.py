@@ -226,13 +226,14 @@ class HFTrainer:
             if adapter is not None:
                 model = task_class.each_model(model, partial(add_adapter, config=adapter))
             own = {name: options[name] for name in task_class.options}
-            if school is not None:
-                own["distillation"] = Distillation(task_class.load(school, {}), *distillation)
+            taught_by = None if school is None else task_class.load(school, {})
+            if taught_by is not None:
+                own["distillation"] = Distillation(taught_by, *distillation)
             module = task_class(model, arguments, parity, **own)
             if resumed is not None:
                 load_weights(model, resumed.folder)
             if find_learning_rate:  # by rates that end in losses without a value
-                with model_switched(model, arguments, parity):
+                with model_switched(model, arguments, parity, taught_by):
                     arguments.learning_rate = find_rate(module, data, flags)
             module.nonfinite = nonfinite or ("ignore" if parity else "stop")
             seed(arguments.seed)
@@ -255,7 +256,7 @@ class HFTrainer:
                 return bridge, trainer
 
             with stops.noted():
-                with model_switched(model, arguments, parity):
+                with model_switched(model, arguments, parity, taught_by):
                     bridge, trainer = fit_in_memory(fit, model, arguments)
 
                 self.lightning, self.state, self.metrics = trainer, bridge.state, bridge.metrics

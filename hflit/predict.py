@@ -21,6 +21,7 @@ from hflit.loading import Base, count_positions, resolve_maxlength
 from hflit.metrics.spans import SpanMetrics
 from hflit.saved import Saved
 from hflit.tasks import TASKS
+from hflit.tasks.products import fast_products
 from hflit.tasks.sequence_sequence import GENERATED_TOKENS
 
 CHUNK = 2_000  # rows in memory at a time
@@ -68,7 +69,9 @@ def predictions(
             if missing:
                 raise ValueError(f"Row {row} of the new data has no text in {missing[0]!r}.")
         start += len(texts)
-        yield from _by_length(predict, texts, batch_size)
+        with fast_products(saved.model):
+            found = _by_length(predict, texts, batch_size)
+        yield from found
 
 
 def text_columns(saved: Saved) -> list[str]:

@@ -84,7 +84,7 @@ def estimate(
     weights = [each for part in models for each in (*part.parameters(), *part.buffers())]
     meter = _Meter(weights)
     trainer = trial_trainer(flags, args, len(windows), meter)
-    with model_switched(model, args):
+    with model_switched(model, args, teacher=None if school is None else models[1]):
         model.train()
         again: Any = DataLoader(cast(Any, windows), batch_size=None, collate_fn=list)
         trainer.fit(module, again, val_dataloaders=again)  # or Lightning misses some

@@ -21,6 +21,7 @@ from hflit.loop.evaluation import evaluate
 from hflit.pipeline import HFTrainer
 from hflit.request import check_request, read_data
 from hflit.saved import load_saved
+from hflit.tasks.products import fast_products
 
 # What of the arguments and flags of a run an evaluation follows.
 READ = (
@@ -59,7 +60,9 @@ def evaluate_model(model: str, rows: Any, call: dict[str, Any]) -> dict[str, flo
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}
     kind = next((half[name] for name in half if getattr(module.args, name)), None)
     device = module.args.device.type
-    with torch.autocast(device, kind) if kind else nullcontext(), torch.no_grad():
+    autocast = torch.autocast(device, kind) if kind else nullcontext()
+    fast = nullcontext() if module.parity else fast_products(module.model)
+    with autocast, torch.no_grad(), fast:
         return evaluate(module, data, module.args, metrics)
 
 

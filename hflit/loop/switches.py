@@ -19,6 +19,7 @@ from transformers.integrations import (
 from transformers.training_args import DebugOption
 
 from hflit.tasks.parts import gradients_by_row
+from hflit.tasks.products import fast_products
 
 
 @contextmanager
@@ -73,7 +74,9 @@ def _own_words_shown(args: TrainingArguments) -> Iterator[None]:
 
 
 @contextmanager
-def model_switched(model: Any, args: TrainingArguments, parity: bool = False) -> Iterator[None]:
+def model_switched(
+    model: Any, args: TrainingArguments, parity: bool = False, teacher: Any = None
+) -> Iterator[None]:
     """Prepare a model for training as the arguments ask; afterwards it is as it was.
 
     Liger kernels stay: they replace the code of layers, not their weights.
@@ -82,6 +85,9 @@ def model_switched(model: Any, args: TrainingArguments, parity: bool = False) ->
         plain = args.world_size == 1 and args.device.type == "cpu" and not args.torch_compile
         if plain and not parity:
             undo.enter_context(gradients_by_row(model))
+        if not (parity or args.torch_compile):
+            for each in [model] if teacher is None else [model, teacher]:
+                undo.enter_context(fast_products(each))
         undo.enter_context(_cache_switched(model.config, args.use_cache))
         if args.use_liger_kernel:  # never run: no package and no GPU was at hand
             apply_liger_kernel(model, args.liger_kernel_config)

@@ -9,7 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -17,6 +16,7 @@ from hflit.adapters import inner_model
 from hflit.data.batching import IGNORE_INDEX, Batch
 from hflit.tasks.distillation import kl_distance
 from hflit.tasks.parts import token_loss
+from hflit.tasks.products import is_replaced, linear
 
 if TYPE_CHECKING:
     from hflit.tasks.module import TaskModule
@@ -43,7 +43,7 @@ class LeftOut:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of some tokens."""
-        return F.linear(hidden, self.head.weight, self.head.bias)
+        return linear(hidden, self.head.weight, self.head.bias)
 
 
 @contextmanager
@@ -56,11 +56,14 @@ def head_left_out(model: Any) -> Iterator[LeftOut]:
         left.stand_in = hidden.new_zeros(()).expand(*hidden.shape[:-1], left.head.out_features)
         return left.stand_in
 
+    own = vars(left.head).get("forward")
     setattr(left.head, "forward", forward)  # noqa: B010  # mypy knows no other way
     try:
         yield left
     finally:
         del left.head.forward
+        if own is not None:
+            setattr(left.head, "forward", own)  # noqa: B010
 
 
 def ends_with_head(model: Any, run: Callable[[], Any]) -> bool:
@@ -72,7 +75,7 @@ def ends_with_head(model: Any, run: Callable[[], Any]) -> bool:
     """
     head = inner_model(model).get_output_embeddings()
     # Other kinds, and those that accelerate has hooked itself into, are not called as they are.
-    if type(head) is not nn.Linear or "forward" in vars(head):
+    if type(head) is not nn.Linear or is_replaced(head):
         return False
     with head_left_out(model) as left:
         return run()["logits"] is left.stand_in
@@ -160,7 +163,7 @@ class _Chunked(torch.autograd.Function):
         total = torch.zeros((), device=hidden.device)
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
-            logits = F.linear(hidden[part], weight, bias).requires_grad_()  # (chunk, vocab)
+            logits = linear(hidden[part], weight, bias).requires_grad_()  # (chunk, vocab)
             with torch.enable_grad():
                 loss = loss_of(logits, part)
             total += loss.detach()
@@ -169,7 +172,7 @@ class _Chunked(torch.autograd.Function):
             (gradient,) = torch.autograd.grad(loss, logits)
             del logits, loss
             if of_hidden is not None:
-                of_hidden[part] = gradient @ weight.to(gradient.dtype)
+                of_hidden[part] = linear(gradient, weight.to(gradient.dtype).T)
             if of_weight is not None:
                 inputs = hidden[part].to(gradient.dtype)
                 if gradient.dtype == torch.float32:

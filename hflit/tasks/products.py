@@ -1,0 +1,128 @@
+"""Linear layers on AMD's processors, on which torch's own are slow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+# Below so many multiplications, or rows, what oneDNN prepares takes longer than it saves.
+FEWEST = 2**23
+FEWEST_ROWS = 64
+
+
+def mkl_is_slow() -> bool:
+    """Whether torch multiplies matrices at half of what this processor can.
+
+    On a CPU torch does so in MKL, which uses AVX-512 on Intel's processors only; oneDNN, which
+    torch has too, uses it on all. On an EPYC of family 26 (Zen 5) it is 2 to 2.4 times as fast.
+    """
+    about: Any = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch have none
+    return (
+        str(about.get("cpu_name", "")).startswith("AMD")
+        and bool(about.get("avx512_f"))
+        and torch.backends.mkl.is_available()
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+@contextmanager
+def fast_products(model: nn.Module) -> Iterator[None]:
+    """Let the linear layers of a model compute as `linear` does, forward and backward.
+
+    Args:
+        model: Its `nn.Linear`s, and GPT-2's `Conv1D`s, are meant; kinds made from these are not.
+    """
+    own: dict[type[nn.Module], Any] = {nn.Linear: _linear_layer, Conv1D: _conv1d_layer}
+    layers = [each for each in model.modules() if type(each) in own and "forward" not in vars(each)]
+    if not mkl_is_slow():
+        layers = []
+    for each in layers:
+        each.forward = partial(own[type(each)], each)
+    try:
+        yield
+    finally:
+        for each in layers:
+            del each.forward
+
+
+def is_replaced(layer: nn.Linear) -> bool:
+    """Whether somebody else has given a layer another forward."""
+    forward = vars(layer).get("forward")
+    return forward is not None and getattr(forward, "func", None) is not _linear_layer
+
+
+def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`, in oneDNN where that is faster: rounded as float32, in another order of sums.
+
+    Args:
+        rows: `(..., in)`.
+        weight: `(out, in)`.
+        bias: `(out,)`.
+    """
+    if not _gains(rows, weight):
+        return F.linear(rows, weight, bias)
+    product: Tensor = _Linear.apply(rows, weight, bias)
+    return product
+
+
+def _linear_layer(layer: nn.Linear, input: Tensor) -> Tensor:
+    return linear(input, layer.weight, layer.bias)
+
+
+def _conv1d_layer(layer: Any, x: Tensor) -> Tensor:
+    if not _gains(x, layer.weight.t()):
+        forwarded: Tensor = Conv1D.forward(layer, x)
+        return forwarded
+    return linear(x, layer.weight.t(), layer.bias)
+
+
+def _gains(rows: Tensor, weight: Tensor) -> bool:
+    """Whether a product is of the kind and size that oneDNN makes faster."""
+    return (
+        all(type(each) in (Tensor, nn.Parameter) for each in (rows, weight))  # no shards
+        and rows.dtype == weight.dtype == torch.float32
+        and rows.device.type == weight.device.type == "cpu"
+        and rows.numel() >= FEWEST_ROWS * weight.shape[1]
+        and rows.numel() * weight.shape[0] >= FEWEST
+        and (weight.is_contiguous() or weight.t().is_contiguous())  # gaps make oneDNN slow
+        and torch.get_float32_matmul_precision() == "highest"
+        and not torch.is_autocast_enabled("cpu")
+        and mkl_is_slow()
+    )
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows = rows.contiguous()
+        ctx.save_for_backward(rows, weight)
+        return _times(rows, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        rows, weight = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        of_rows = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_rows = _times(gradient, weight.t())
+        gradient = gradient.flatten(0, -2)
+        if ctx.needs_input_grad[1]:
+            of_weight = _times(gradient.t(), rows.flatten(0, -2).t())
+        if ctx.needs_input_grad[2]:
+            of_bias = gradient.sum(dim=0)
+        return of_rows, of_weight, of_bias
+
+
+def _times(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if torch.is_grad_enabled():  # a gradient of a gradient, which oneDNN's product has none for
+        return F.linear(rows, weight, bias)
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return product
