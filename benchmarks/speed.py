@@ -74,7 +74,7 @@ from benchmarks.machine import arguments, machine, minilm, read, table
 from benchmarks.parity import rows_of
 from benchmarks.pictures import speed_picture
 from benchmarks.sequences import tokenizer_of
-from hflit.tasks.products import mkl_is_slow
+from hflit.tasks.layers import mkl_is_slow
 
 RESULTS = Path("benchmarks/results/speed.md")
 SEED = 42
@@ -241,9 +241,9 @@ class Run:
 
     def in_mkl(self, every: int) -> list[float]:
         """The call, with torch's own matrix products."""
-        from hflit.tasks import products
+        from hflit.tasks import layers
 
-        with patch.object(products, "mkl_is_slow", lambda: False):
+        with patch.object(layers, "mkl_is_slow", lambda: False):
             return self.hflit(every)
 
     def transformers(self, every: int, **options: Any) -> list[float]:

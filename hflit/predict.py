@@ -21,7 +21,7 @@ from hflit.loading import Base, count_positions, resolve_maxlength
 from hflit.metrics.spans import SpanMetrics
 from hflit.saved import Saved
 from hflit.tasks import TASKS
-from hflit.tasks.products import fast_products
+from hflit.tasks.layers import fast_products
 from hflit.tasks.sequence_sequence import GENERATED_TOKENS
 
 CHUNK = 2_000  # rows in memory at a time

@@ -21,7 +21,7 @@ from hflit.loop.evaluation import evaluate
 from hflit.pipeline import HFTrainer
 from hflit.request import check_request, read_data
 from hflit.saved import load_saved
-from hflit.tasks.products import fast_products
+from hflit.tasks.layers import fast_products
 
 # What of the arguments and flags of a run an evaluation follows.
 READ = (

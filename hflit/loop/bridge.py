@@ -9,37 +9,23 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from signal import SIGINT, SIGTERM, Signals
 from typing import Any
 
 import lightning.pytorch as L
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
-from transformers import (
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
-from transformers.trainer_callback import (
-    CallbackHandler,
-    DefaultFlowCallback,
-    ExportableState,
-    PrinterCallback,
-)
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import SaveStrategy, speed_metrics
 
 from hflit.loop.best import metric_for_best, note_best
 from hflit.loop.checkpoints import Checkpoints
+from hflit.loop.listeners import Listeners
 from hflit.loop.memory import MemoryTracker
 from hflit.loop.points import SavePoints
 from hflit.loop.precision import full_eval
 from hflit.loop.resume import Checkpoint
 from hflit.loop.stops import Stop, Stops
 from hflit.loop.sums import RunningSums
-from hflit.loop.trackers import TRACKERS
-from hflit.ranks import total
 from hflit.tasks.module import TaskModule
 from hflit.tasks.optimization import FOLLOWS_EVALUATIONS
 
@@ -85,14 +71,9 @@ class Bridge(L.Callback):
         self.resumed = checkpoints.resumed
         self.checkpoints = checkpoints
         self.stops = stops
-        self.stopped: Signals | None = None  # what all processes know to have been received
         self.run_evaluation = evaluate
-        own: list[Any] = [DefaultFlowCallback(), *(callbacks or [])]
-        if args.disable_tqdm:
-            own.append(PrinterCallback())
-        self.handler = CallbackHandler(own, module.model, tokenizer, None, None)
-        self.control = TrainerControl()
-        self.state = self._new_state()
+        self.listeners = Listeners(args, module.model, tokenizer, callbacks or [])
+        self.state = self.listeners.new_state()
         self.metrics: dict[str, float] = {}
         module.tell = self._event
         self._event("on_init_end")
@@ -125,17 +106,14 @@ class Bridge(L.Callback):
         if not is_stream:
             self.epoch_batches = min(len(loader.batches), int(windows) * accumulation)
 
-        self.state = self._new_state()
+        self.state = self.listeners.new_state()
         self.state.compute_steps(args, max_steps)
         self.state.train_batch_size = args.per_device_train_batch_size
         self.state.max_steps = max_steps
         self.state.num_train_epochs = (
             sys.maxsize if is_stream else math.ceil(max_steps / int(windows))
         )
-        self.handler.model = self.module.model
-        self.handler.optimizer = trainer.optimizers[0]
-        self.handler.lr_scheduler = trainer.lr_scheduler_configs[0].scheduler
-        self.handler.train_dataloader = loader
+        self.listeners.meet(self.module.model, trainer)
 
         batch_rows: float = args.per_device_train_batch_size * accumulation * trainer.world_size
         if getattr(loader.sampler, "batches", None) is not None:  # of as many rows as fit
@@ -185,18 +163,21 @@ class Bridge(L.Callback):
         self.sums.add(outputs, self.state.global_step)
         counted = {"all": "padded_tokens", "non_padding": "tokens"}
         count = counted.get(f"{self.args.include_num_input_tokens_seen}")
-        self.state.num_input_tokens_seen += self._agree(outputs[count] if count else 0)
+        self.state.num_input_tokens_seen += self.stops.agree(
+            outputs[count] if count else 0, self.module.device, self.world
+        )
         self.state.global_step += 1
         done = min((batch_idx + 1) * self.args.gradient_accumulation_steps, self.epoch_batches)
         self.state.epoch = trainer.current_epoch + done / self.epoch_batches
         place, is_last = (trainer.current_epoch, batch_idx), trainer.is_last_batch
         self.points.stand(*place, is_last)
         self._event("on_step_end")
-        self.points.stand(*place, is_last or self.control.should_epoch_stop)
+        self.points.stand(*place, is_last or self.listeners.control.should_epoch_stop)
         self._act(trainer)
         self.points.settle()
         self._stop_if_asked(trainer)
-        if self.control.should_epoch_stop and not self.control.should_training_stop:
+        asked = self.listeners.control
+        if asked.should_epoch_stop and not asked.should_training_stop:
             raise StopIteration  # ends Lightning's epoch
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -211,7 +192,7 @@ class Bridge(L.Callback):
         """Log the figures of the whole run; evaluate the final weights if nothing has yet."""
         if self.module.shards is not None:
             self.module.shards.close()
-            self.handler.model = self.module.model
+            self.listeners.meet(self.module.model, trainer)
         step = self.state.global_step
         steps = step - self.steps_before
         train_loss = self.sums.train_loss(step)
@@ -231,19 +212,13 @@ class Bridge(L.Callback):
         self._log(trainer, figures)
         is_best = self.checkpoints.load_best(self.state)
         self.checkpoints.keep_only_best(self.state)
-        # Trackers close at the end, so they are told when nothing more is to be logged.
-        trackers = [each for each in self.handler.callbacks if isinstance(each, TRACKERS)]
-        everyone = self.handler.callbacks
-        self.handler.callbacks = [each for each in everyone if each not in trackers]
-        self._event("on_train_end")
-        self.handler.callbacks = everyone
+        self.listeners.tell_some("on_train_end", self.state, trackers=False)
         evaluated = [e["step"] for e in self.state.log_history if "eval_runtime" in e]
         is_evaluated = is_best or (bool(evaluated) and evaluated[-1] == step)
         if self.run_evaluation is not None and not is_evaluated:
             self.evaluate(trainer, step_schedule=False)
-        self.handler.callbacks = trackers
-        self._event("on_train_end")
-        self.handler.callbacks = everyone
+        # Trackers close at the end, so they are told when nothing more is to be logged.
+        self.listeners.tell_some("on_train_end", self.state, trackers=True)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -260,26 +235,12 @@ class Bridge(L.Callback):
             self.on_train_start(trainer, pl_module)
             self.on_train_end(trainer, pl_module)
 
-    # What the processes of a run agree on.
-
-    def _agree(self, tokens: Any) -> int:
-        """Stop where any process was asked to; the tokens of all of them."""
-        received = self.stops.received
-        if self.world == 1:
-            return int(tokens)
-        told = torch.tensor([int(tokens), received == SIGINT, received == SIGTERM])
-        seen, interrupted, terminated = total(told.to(self.module.device), self.world).tolist()
-        if interrupted or terminated:
-            self.stopped = self.stops.received = SIGINT if interrupted else SIGTERM
-        return int(seen)
-
     # Where an earlier run stopped.
 
     def _resume(self, resumed: Checkpoint) -> None:
         self.state = resumed.continued(self.state, self.module.parity)
         if self.args.restore_callback_states_from_checkpoint:
-            self.handler.callbacks = [resumed.restored(each) for each in self.handler.callbacks]
-            self.control = resumed.restored(self.control)
+            self.listeners.restore(resumed)
         step = self.state.global_step
         self.steps_before = step
         self.sums.begin_after(step)
@@ -305,7 +266,7 @@ class Bridge(L.Callback):
             torch.empty((), dtype=torch.int64).random_()
 
     def _stop_if_asked(self, trainer: L.Trainer) -> None:
-        stopped = self.stops.received if self.world == 1 else self.stopped
+        stopped = self.stops.received if self.world == 1 else self.stops.agreed
         if stopped is None:
             return
         step = self.state.global_step
@@ -321,23 +282,23 @@ class Bridge(L.Callback):
     # What the callbacks may ask for.
 
     def _act(self, trainer: L.Trainer) -> None:
-        if self.control.should_log and self.state.global_step > self.sums.step_logged:
+        if self.listeners.control.should_log and self.state.global_step > self.sums.step_logged:
             self._log_update(trainer)
-        if self.control.should_evaluate and self.run_evaluation is not None:
+        if self.listeners.control.should_evaluate and self.run_evaluation is not None:
             figures = self.evaluate(trainer)
             is_best = note_best(self.args, self.state, figures)
             if self.args.save_strategy == SaveStrategy.BEST:
-                self.control.should_save = is_best
-        if self.control.should_save:
+                self.listeners.control.should_save = is_best
+        if self.listeners.control.should_save:
             self._save(trainer)
-        if self.control.should_training_stop:
+        if self.listeners.control.should_training_stop:
             trainer.should_stop = True
 
     def _save(self, trainer: L.Trainer, random: dict[str, Any] | None = None) -> None:
         if not self.args.output_dir:
             return
         self.state.total_flos += self.sums.take_flos()
-        self.state.stateful_callbacks = self._new_state().stateful_callbacks
+        self.state.stateful_callbacks = self.listeners.new_state().stateful_callbacks
         if self.points.save(trainer, self.state, self.sums, random):
             self._event("on_save")
 
@@ -371,7 +332,7 @@ class Bridge(L.Callback):
             ) from error
         self._log(trainer, figures)
         self._event("on_evaluate", metrics=figures)
-        schedule = self.handler.lr_scheduler
+        schedule = trainer.lr_scheduler_configs[0].scheduler
         self.memory.end("eval", figures)
         self.metrics.update(figures)
         if step_schedule and isinstance(schedule, FOLLOWS_EVALUATIONS):
@@ -394,15 +355,6 @@ class Bridge(L.Callback):
             logger.log_metrics(figures, step=self.state.global_step)
 
     def _event(self, name: str, **details: Any) -> None:
-        self.control = getattr(self.handler, name)(self.args, self.state, self.control, **details)
+        self.listeners.tell(name, self.state, **details)
         if name == "on_pre_optimizer_step":
             self.points.is_whole = False  # until all that belongs to the update is done
-
-    def _new_state(self) -> TrainerState:
-        known: list[Any] = [*self.handler.callbacks, self.control]
-        stateful: list[Any] = [each for each in known if isinstance(each, ExportableState)]
-        return TrainerState(
-            is_local_process_zero=self.args.local_process_index == 0,
-            is_world_process_zero=self.args.process_index == 0,
-            stateful_callbacks=stateful,
-        )

@@ -23,7 +23,8 @@ from hflit.adapters import inner_model
 from hflit.data import DataModule
 from hflit.data.dealing import Deal
 from hflit.ranks import dealt_back, everyones
-from hflit.tasks.module import Evaluated, TaskModule, mean_loss
+from hflit.tasks.module import TaskModule
+from hflit.tasks.parts import Evaluated, mean_loss
 
 Metrics = Callable[..., dict[str, Any]]
 

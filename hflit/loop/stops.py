@@ -9,6 +9,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+import torch
+
+from hflit.ranks import total
 
 BOTH = (signal.SIGINT, signal.SIGTERM)
 logger = logging.getLogger(__name__)
@@ -22,9 +27,14 @@ class Stops:
     """Notes SIGINT and SIGTERM while a run is on.
 
     The first signal is noted; a second Ctrl-C stops the run where it is.
+
+    Attributes:
+        received: The signal that came.
+        agreed: Of several processes, the one that all know of since an update.
     """
 
     received: signal.Signals | None = None
+    agreed: signal.Signals | None = None
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -62,6 +72,23 @@ class Stops:
         if threading.current_thread() is threading.main_thread():
             for each in BOTH:
                 signal.signal(each, self._note)
+
+    def agree(self, tokens: Any, device: torch.device, world: int) -> int:
+        """Tell each other, after an update, of signals and of tokens; the tokens of all processes.
+
+        Args:
+            tokens: Of this process, a number.
+            device: What the processes tell each other goes through it.
+            world: How many they are.
+        """
+        if world == 1:
+            return int(tokens)
+        came = [self.received == each for each in BOTH]
+        told = total(torch.tensor([int(tokens), *came], device=device), world)
+        seen, interrupted, terminated = told.tolist()
+        if interrupted or terminated:
+            self.agreed = self.received = signal.SIGINT if interrupted else signal.SIGTERM
+        return int(seen)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:  # a process that loads data, and inherits this

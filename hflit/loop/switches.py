@@ -18,8 +18,7 @@ from transformers.integrations import (
 )
 from transformers.training_args import DebugOption
 
-from hflit.tasks.parts import gradients_by_row
-from hflit.tasks.products import fast_products
+from hflit.tasks.layers import fast_products, gradients_by_row
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from torch.distributed.fsdp import FSDPModule
 from hflit.adapters import inner_model
 from hflit.data.batching import IGNORE_INDEX, Batch
 from hflit.tasks.distillation import kl_distance
+from hflit.tasks.layers import is_replaced, linear
 from hflit.tasks.parts import token_loss
-from hflit.tasks.products import is_replaced, linear
 
 if TYPE_CHECKING:
     from hflit.tasks.module import TaskModule

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, cast
 
 import lightning.pytorch as L
 import torch
@@ -32,33 +32,10 @@ from hflit.tasks.chunks import heads_left_out, summed_by_chunks
 from hflit.tasks.distillation import Distillation
 from hflit.tasks.failures import explained, nonfinite_problem, place
 from hflit.tasks.optimization import FOLLOWS_EVALUATIONS, make_optimizer, make_schedule
-from hflit.tasks.parts import forward_cost, split_by_length
+from hflit.tasks.parts import Evaluated, Items, forward_cost, mean_loss, split_by_length
 from hflit.tasks.reference import ReferenceLoss
 
 logger = logging.getLogger(__name__)
-
-Items = int | Tensor  # how many; a vector where a loss has several parts
-
-
-class Evaluated(NamedTuple):
-    """What one batch gave in evaluation.
-
-    Attributes:
-        loss: Scalar, the mean over the batch.
-        sums: The loss summed over its items; a vector where it has several parts.
-        items: Items of each part: rows or label tokens.
-        outputs: What the model returned, without its loss.
-    """
-
-    loss: Tensor
-    sums: Tensor
-    items: Items
-    outputs: dict[str, Any]
-
-    def on_cpu(self) -> Evaluated:
-        """The figures alone, to tell other processes."""
-        items = self.items.cpu() if torch.is_tensor(self.items) else self.items
-        return Evaluated(self.loss.cpu(), self.sums.cpu(), items, {})
 
 
 class TaskModule(L.LightningModule):
@@ -370,8 +347,3 @@ class TaskModule(L.LightningModule):
         if world == 1 or items is None or not self.args.average_tokens_across_devices:
             return items, 1
         return total(torch.as_tensor(items, device=self.device), world), world
-
-
-def mean_loss(sums: Tensor, items: Items) -> Tensor:
-    """Sums over items -> their mean; of several parts, the sum of the means."""
-    return (sums / torch.as_tensor(items, device=sums.device).clamp(min=1)).sum()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +15,34 @@ from torch import Tensor, nn
 from hflit.data.batching import IGNORE_INDEX, Batch
 from hflit.loading import first_position
 from hflit.tasks.distillation import kl_distance
+
+Items = int | Tensor  # how many; a vector where a loss has several parts
+
+
+class Evaluated(NamedTuple):
+    """What one batch gave in evaluation.
+
+    Attributes:
+        loss: Scalar, the mean over the batch.
+        sums: The loss summed over its items; a vector where it has several parts.
+        items: Items of each part: rows or label tokens.
+        outputs: What the model returned, without its loss.
+    """
+
+    loss: Tensor
+    sums: Tensor
+    items: Items
+    outputs: dict[str, Any]
+
+    def on_cpu(self) -> Evaluated:
+        """The figures alone, to tell other processes."""
+        items = self.items.cpu() if torch.is_tensor(self.items) else self.items
+        return Evaluated(self.loss.cpu(), self.sums.cpu(), items, {})
+
+
+def mean_loss(sums: Tensor, items: Items) -> Tensor:
+    """Sums over items -> their mean; of several parts, the sum of the means."""
+    return (sums / torch.as_tensor(items, device=sums.device).clamp(min=1)).sum()
 
 
 def blind_to_neighbours(batch: Batch, model: nn.Module, causal: bool) -> Batch:
@@ -110,58 +137,6 @@ def token_distance(student: Tensor, teacher: Tensor, labels: Tensor, temperature
     learned = labels != IGNORE_INDEX
     at_labels = [each if each.dim() == 2 else each[learned] for each in (student, teacher)]
     return kl_distance(at_labels[0], at_labels[1], temperature)
-
-
-@contextmanager
-def gradients_by_row(model: nn.Module) -> Iterator[None]:
-    """Add to the gradient of a table only at the rows that were looked up.
-
-    torch makes a gradient as large as the table for each forward and adds it to the last one: for
-    MiniLM on a CPU that takes as long as 40 tokens. Tables that do more than look up keep to it.
-
-    Args:
-        model: Trains in one process; other processes would not see such a gradient come.
-    """
-    tables = [
-        each
-        for each in model.modules()
-        if type(each) is nn.Embedding
-        and each.weight.requires_grad
-        and each.max_norm is None
-        and not (each.sparse or each.scale_grad_by_freq or each.weight._backward_hooks)
-    ]
-    for table in tables:
-        table.forward = functools.partial(_look_up, table)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for table in tables:
-            del table.forward
-
-
-def _look_up(table: nn.Embedding, input: Tensor) -> Tensor:
-    found: Tensor = _LookUp.apply(table.weight, input, table.padding_idx)
-    return found
-
-
-class _LookUp(torch.autograd.Function):
-    """`F.embedding` whose backward writes into the gradient that is there."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, ids: Tensor, padding_idx: int | None) -> Tensor:
-        ctx.weight, ctx.ids, ctx.padding_idx = weight, ids, padding_idx
-        return F.embedding(ids, weight)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        weight, ids = ctx.weight, ctx.ids.flatten()
-        rows = gradient.reshape(len(ids), -1).to(weight.dtype)
-        if ctx.padding_idx is not None:
-            rows = rows.masked_fill((ids == ctx.padding_idx)[:, None], 0)
-        if weight.grad is None:
-            weight.grad = torch.zeros_like(weight)
-        weight.grad.index_add_(0, ids, rows)
-        return None, None, None
 
 
 def split_by_length(batch: Batch, forward_cost: float, places: tuple[str, ...] = ()) -> list[Batch]:

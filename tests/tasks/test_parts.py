@@ -10,7 +10,6 @@ import torch
 from hflit import HFTrainer
 from hflit.tasks.parts import (
     cheapest_cuts,
-    gradients_by_row,
     logits_only_at,
     split_by_length,
     token_loss,
@@ -118,33 +117,3 @@ def test_logits_at_chosen_tokens_give_the_same_loss_and_gradient():
         found.append((loss, torch.cat([p.grad.flatten() for p in model.parameters()])))
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
     assert model(ids).logits.shape == (2, 12, 105)  # the hook is gone
-
-
-def test_gradients_by_row_are_those_of_torch():
-    """Two passes, a padding row, a tied table: what torch adds up from whole tables."""
-    found = []
-    for by_row in (True, False):
-        model, _ = make("language-modeling", seed=0)
-        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
-        assert model.get_input_embeddings().padding_idx == 0
-        with gradients_by_row(model) if by_row else nullcontext():
-            for start in (0, 40):
-                ids = torch.arange(start, start + 24).reshape(2, 12) % 30
-                model(ids, labels=ids).loss.backward()
-        found.append({name: p.grad for name, p in model.named_parameters()})
-    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-7)
-    assert "forward" not in vars(model.get_input_embeddings())
-
-
-def test_only_the_default_writes_gradients_by_row(tiny_bert, ragged_rows, monkeypatch):
-    calls = []
-
-    def noted(model):
-        calls.append(1)
-        return nullcontext()
-
-    monkeypatch.setattr("hflit.loop.switches.gradients_by_row", noted)
-    HFTrainer()(tiny_bert(), ragged_rows(8), parity=True)
-    assert not calls
-    HFTrainer()(tiny_bert(), ragged_rows(8))
-    assert calls

@@ -1,4 +1,6 @@
-"""Linear layers in oneDNN: the same products and gradients, where they gain and nowhere else."""
+"""Layers that are faster: the same outputs and gradients, where they gain and nowhere else."""
+
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -13,12 +15,19 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from hflit import HFTrainer
-from hflit.tasks import products
-from hflit.tasks.products import FEWEST, FEWEST_ROWS, fast_products, linear, mkl_is_slow
+from hflit.tasks import layers
+from hflit.tasks.layers import (
+    FEWEST,
+    FEWEST_ROWS,
+    fast_products,
+    gradients_by_row,
+    linear,
+    mkl_is_slow,
+)
 from tests.conftest import word_tokenizer
-from tests.tasks.tiny import TEXTS
+from tests.tasks.tiny import TEXTS, make
 
-ZEN5 = {"cpu_name": "AMD EPYC", "avx512_f": True}
+ZEN5 = {"cpu_name": "AMD EPYC", "avx512_f": True, "avx512_vp2intersect": True}
 
 
 @pytest.fixture
@@ -28,8 +37,8 @@ def on_amd(monkeypatch):
         pytest.skip("this build of torch has no MKL or no oneDNN")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: ZEN5, raising=False)
     counted = []
-    times = products._times
-    monkeypatch.setattr(products, "_times", lambda *args: counted.append(1) or times(*args))
+    times = layers._times
+    monkeypatch.setattr(layers, "_times", lambda *args: counted.append(1) or times(*args))
     return counted
 
 
@@ -37,13 +46,13 @@ def on_amd(monkeypatch):
     ("about", "slow"),
     [
         (ZEN5, True),
-        ({"cpu_name": "AMD Ryzen 9 9950X", "avx512_f": True}, True),
-        ({"cpu_name": "AMD Ryzen 7 5800X", "avx512_f": False}, False),  # AVX2, as MKL uses there
-        ({"cpu_name": "Intel Xeon Platinum 8481C", "avx512_f": True}, False),
+        ({**ZEN5, "cpu_name": "AMD Ryzen 9 9950X"}, True),
+        ({**ZEN5, "avx512_vp2intersect": False}, False),  # Zen 4: 512 bits in two halves
+        ({**ZEN5, "cpu_name": "Intel Core i7-1185G7"}, False),  # whose products MKL knows
         ({"architecture": "aarch64"}, False),
     ],
 )
-def test_amd_with_avx512_has_slow_products(on_amd, monkeypatch, about, slow):
+def test_zen_5_has_slow_products(on_amd, monkeypatch, about, slow):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: about)
     assert mkl_is_slow() is slow
 
@@ -146,7 +155,7 @@ def test_a_layer_that_others_have_changed_stays_theirs(on_amd):
     model = nn.Sequential(nn.Linear(512, 512), nn.Linear(512, 512), nn.Bilinear(2, 2, 2))
     model[0].forward = lambda rows: rows + 1
     with fast_products(model), fast_products(model):
-        assert [products.is_replaced(each) for each in model[:2]] == [True, False]
+        assert [layers.is_replaced(each) for each in model[:2]] == [True, False]
         assert model[0](torch.ones(1)) == 2
         model[1](torch.randn(64, 512))
         assert len(on_amd) == 1
@@ -210,3 +219,33 @@ def test_a_teacher_and_the_chunks_of_a_loss_gain_too(on_amd, tmp_path):
     on_amd.clear()
     HFTrainer()(language_model(), rows, teacher=language_model(), **options)
     assert len(on_amd) == alone + 5
+
+
+def test_gradients_by_row_are_those_of_torch():
+    """Two passes, a padding row, a tied table: what torch adds up from whole tables."""
+    found = []
+    for by_row in (True, False):
+        model, _ = make("language-modeling", seed=0)
+        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        assert model.get_input_embeddings().padding_idx == 0
+        with gradients_by_row(model) if by_row else nullcontext():
+            for start in (0, 40):
+                ids = torch.arange(start, start + 24).reshape(2, 12) % 30
+                model(ids, labels=ids).loss.backward()
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-7)
+    assert "forward" not in vars(model.get_input_embeddings())
+
+
+def test_only_the_default_writes_gradients_by_row(tiny_bert, ragged_rows, monkeypatch):
+    calls = []
+
+    def noted(model):
+        calls.append(1)
+        return nullcontext()
+
+    monkeypatch.setattr("hflit.loop.switches.gradients_by_row", noted)
+    HFTrainer()(tiny_bert(), ragged_rows(8), parity=True)
+    assert not calls
+    HFTrainer()(tiny_bert(), ragged_rows(8))
+    assert calls
