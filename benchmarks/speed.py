@@ -117,7 +117,7 @@ CASES = {
         "text-classification", ("sst2", ("sentence", "label")), 192, 32
     ),
     "text-classification, newsgroups20": Case(
-        "text-classification", ("newsgroups20", ("text", "label")), 64, 32, {"maxlength": 512}
+        "text-classification", ("newsgroups20", ("text", "label")), 192, 32, {"maxlength": 512}
     ),
     "question-answering, squad_v2": Case(
         "question-answering", ("squad_v2", ("question", "context", "answers")), 32, 16,
