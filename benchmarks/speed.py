@@ -6,16 +6,16 @@ Each trainer runs in a process of its own, on the same rows in the same order fr
 dropout off. A first run of each is not timed: its losses must agree, and it counts tokens and peak
 memory. Then all run in turn, round after round (A B A B), and a ratio is the median over the rounds
 of what one took over what hflit took in the same round. Each round draws another order of the rows,
-the same for all, so that no trainer has met its lengths before. Time counts from the first forward
+the same for all, so that hflit has not met its lengths before. Time counts from the first forward
 to the last weight update.
 
 The bare loop is PyTorch alone over the batches as hflit cuts them, with the task's own loss: what
 it takes less is what hflit's loop costs. On a processor for which MKL, torch's library of matrix
 products, is slow, hflit computes linear layers in oneDNN, and the bare loop with it: "hflit in MKL"
-is hflit without that, as on all other processors. Both run in hflit's process: the same code may be
-some percent faster or slower in another one. A share of the peak is 6 x parameters (without tables
-of embeddings) x real tokens, against the fastest product of two matrices just before the run, once
-in MKL and once in oneDNN; what an encoder's tokens never meet is not counted for them.
+is hflit without that, as on all other processors. Both run in hflit's process, after hflit: what
+oneDNN prepares for a new length, hflit pays for. A share of the peak is 6 x parameters (without
+tables of embeddings) x real tokens, against the fastest product of two matrices just before the
+run, once in MKL and once in oneDNN; what an encoder's tokens never meet is not counted for them.
 
 `transformers.Trainer` knows no packing: in `pack` it gets a row for each text, as many texts in an
 update. In question-answering its softmax spreads over padding, so its losses are compared with

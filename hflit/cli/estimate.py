@@ -68,8 +68,9 @@ def estimate(
     model = _random(task_class, start, changes)
     if adapter is not None:
         model = task_class.each_model(model, partial(add_adapter, config=adapter))
-    if school is not None:
-        own = {**own, "distillation": Distillation(_random(task_class, school, {}), 1.0, 0.5)}
+    teacher = None if school is None else _random(task_class, school, {})
+    if teacher is not None:
+        own = {**own, "distillation": Distillation(teacher, 1.0, 0.5)}
     module = task_class(model, args, False, **own)
     loader = data.train_dataloader()
     windows = list(islice(loader, 1 + UPDATES))
@@ -80,11 +81,11 @@ def estimate(
         longest = TokenRows(rows).__getitems__(order[: args.per_device_train_batch_size])
         collate: Any = loader.batches.collate_fn
         windows.append([collate(longest)])
-    models = [module] if school is None else [module, own["distillation"].teacher]
+    models = [module] if teacher is None else [module, teacher]
     weights = [each for part in models for each in (*part.parameters(), *part.buffers())]
     meter = _Meter(weights)
     trainer = trial_trainer(flags, args, len(windows), meter)
-    with model_switched(model, args, teacher=None if school is None else models[1]):
+    with model_switched(model, args, teacher=teacher):
         model.train()
         again: Any = DataLoader(cast(Any, windows), batch_size=None, collate_fn=list)
         trainer.fit(module, again, val_dataloaders=again)  # or Lightning misses some

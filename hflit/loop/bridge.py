@@ -212,12 +212,12 @@ class Bridge(L.Callback):
         self._log(trainer, figures)
         is_best = self.checkpoints.load_best(self.state)
         self.checkpoints.keep_only_best(self.state)
+        # Trackers close at the end, so they are told when nothing more is to be logged.
         self.listeners.tell_some("on_train_end", self.state, trackers=False)
         evaluated = [e["step"] for e in self.state.log_history if "eval_runtime" in e]
         is_evaluated = is_best or (bool(evaluated) and evaluated[-1] == step)
         if self.run_evaluation is not None and not is_evaluated:
             self.evaluate(trainer, step_schedule=False)
-        # Trackers close at the end, so they are told when nothing more is to be logged.
         self.listeners.tell_some("on_train_end", self.state, trackers=True)
 
     def on_exception(

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from hflit.adapters import inner_model
 from hflit.data.batching import IGNORE_INDEX, Batch
 from hflit.tasks.distillation import kl_distance
-from hflit.tasks.layers import is_replaced, linear
+from hflit.tasks.layers import forwards_replaced, is_replaced, linear
 from hflit.tasks.parts import token_loss
 
 if TYPE_CHECKING:
@@ -56,14 +56,8 @@ def head_left_out(model: Any) -> Iterator[LeftOut]:
         left.stand_in = hidden.new_zeros(()).expand(*hidden.shape[:-1], left.head.out_features)
         return left.stand_in
 
-    own = vars(left.head).get("forward")
-    setattr(left.head, "forward", forward)  # noqa: B010  # mypy knows no other way
-    try:
+    with forwards_replaced({left.head: forward}):
         yield left
-    finally:
-        del left.head.forward
-        if own is not None:
-            setattr(left.head, "forward", own)  # noqa: B010
 
 
 def ends_with_head(model: Any, run: Callable[[], Any]) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,21 @@ from transformers.pytorch_utils import Conv1D
 # Below so many multiplications, or rows, what oneDNN prepares takes longer than it saves.
 FEWEST = 2**23
 FEWEST_ROWS = 64
+
+
+@contextmanager
+def forwards_replaced(forwards: dict[nn.Module, Callable[..., Tensor]]) -> Iterator[None]:
+    """Let some modules run another forward; afterwards they have the one they had."""
+    before = {each: vars(each).get("forward") for each in forwards}
+    for each, forward in forwards.items():
+        each.forward = forward
+    try:
+        yield
+    finally:
+        for each, own in before.items():
+            del each.forward
+            if own is not None:
+                each.forward = own
 
 
 def mkl_is_slow() -> bool:
@@ -34,24 +49,21 @@ def mkl_is_slow() -> bool:
     )
 
 
-@contextmanager
-def fast_products(model: nn.Module) -> Iterator[None]:
+def fast_products(model: nn.Module) -> AbstractContextManager[None]:
     """Let the linear layers of a model compute as `linear` does, forward and backward.
 
     Args:
         model: Its `nn.Linear`s, and GPT-2's `Conv1D`s, are meant; kinds made from these are not.
     """
     own: dict[type[nn.Module], Any] = {nn.Linear: _linear_layer, Conv1D: _conv1d_layer}
-    layers = [each for each in model.modules() if type(each) in own and "forward" not in vars(each)]
-    if not mkl_is_slow():
-        layers = []
-    for each in layers:
-        each.forward = partial(own[type(each)], each)
-    try:
-        yield
-    finally:
-        for each in layers:
-            del each.forward
+    layers = model.modules() if mkl_is_slow() else []
+    return forwards_replaced(
+        {
+            each: partial(own[type(each)], each)
+            for each in layers
+            if type(each) in own and "forward" not in vars(each)
+        }
+    )
 
 
 def is_replaced(layer: nn.Linear) -> bool:
@@ -79,10 +91,12 @@ def _linear_layer(layer: nn.Linear, input: Tensor) -> Tensor:
 
 
 def _conv1d_layer(layer: Any, x: Tensor) -> Tensor:
-    if not _gains(x, layer.weight.t()):
-        forwarded: Tensor = Conv1D.forward(layer, x)
-        return forwarded
-    return linear(x, layer.weight.t(), layer.bias)
+    weight = layer.weight.t()
+    if _gains(x, weight):
+        product: Tensor = _Linear.apply(x, weight, layer.bias)
+    else:
+        product = Conv1D.forward(layer, x)
+    return product
 
 
 def _gains(rows: Tensor, weight: Tensor) -> bool:
@@ -129,8 +143,7 @@ def _times(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return product
 
 
-@contextmanager
-def gradients_by_row(model: nn.Module) -> Iterator[None]:
+def gradients_by_row(model: nn.Module) -> AbstractContextManager[None]:
     """Add to the gradient of a table only at the rows that were looked up.
 
     torch makes a gradient as large as the table for each forward and adds it to the last one: for
@@ -139,21 +152,16 @@ def gradients_by_row(model: nn.Module) -> Iterator[None]:
     Args:
         model: Trains in one process; other processes would not see such a gradient come.
     """
-    tables = [
-        each
-        for each in model.modules()
-        if type(each) is nn.Embedding
-        and each.weight.requires_grad
-        and each.max_norm is None
-        and not (each.sparse or each.scale_grad_by_freq or each.weight._backward_hooks)
-    ]
-    for table in tables:
-        table.forward = partial(_look_up, table)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for table in tables:
-            del table.forward
+    return forwards_replaced(
+        {
+            each: partial(_look_up, each)
+            for each in model.modules()
+            if type(each) is nn.Embedding
+            and each.weight.requires_grad
+            and each.max_norm is None
+            and not (each.sparse or each.scale_grad_by_freq or each.weight._backward_hooks)
+        }
+    )
 
 
 def _look_up(table: nn.Embedding, input: Tensor) -> Tensor:
