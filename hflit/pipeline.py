@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Callable
@@ -194,6 +195,7 @@ class HFTrainer:
         ]
         seed = enable_full_determinism if arguments.full_determinism else set_seed
 
+        gc.collect()  # models and optimizers of runs before, which Lightning ties into cycles
         with process_switched(arguments):
             start = replace(
                 load_base(base, trust_remote_code),
