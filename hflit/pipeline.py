@@ -48,6 +48,9 @@ from hflit.request import check_budget, check_evaluation, check_request, read_da
 from hflit.saved import Saved, save_run
 from hflit.tasks.distillation import Distillation
 
+# From so many parameters on it is worth a third of a second to free what the last run left.
+LARGE = 1_000_000
+
 
 class HFTrainer:
     """Fine-tunes any Hugging Face transformer in one call.
@@ -195,7 +198,6 @@ class HFTrainer:
         ]
         seed = enable_full_determinism if arguments.full_determinism else set_seed
 
-        gc.collect()  # models and optimizers of runs before, which Lightning ties into cycles
         with process_switched(arguments):
             start = replace(
                 load_base(base, trust_remote_code),
@@ -224,6 +226,8 @@ class HFTrainer:
             model = task_class.load(start, changes)
             if not parity:
                 task_class.start_head(model, data.tokens["train"])
+            if sum(p.numel() for p in model.parameters()) >= LARGE:
+                gc.collect()  # models and optimizers of runs before: Lightning ties them in cycles
             align_special_tokens(model, start.tokenizer)
             if adapter is not None:
                 model = task_class.each_model(model, partial(add_adapter, config=adapter))
