@@ -4,16 +4,16 @@
 
 Each trainer runs in a process of its own, on the same rows in the same order from the same seed,
 dropout off. A first run of each is not timed: its losses must agree, and it counts tokens and peak
-memory. Then all run in turn, round after round (A B A B), and a ratio is the median over the rounds
-of what one took over what hflit took in the same round. Each round draws another order of the rows,
-the same for all, so that hflit has not met its lengths before. Time counts from the first forward
-to the last weight update.
+memory. Then all run in turn, round after round, every second round backwards, and a ratio is the
+median over the rounds of what one took over what hflit took in the same round. Each round draws
+another order of the rows, the same for all, so that nobody has met its lengths before. Time counts
+from the first forward to the last weight update.
 
 The bare loop is PyTorch alone over the batches as hflit cuts them, with the task's own loss: what
 it takes less is what hflit's loop costs. On a processor for which MKL, torch's library of matrix
 products, is slow, hflit computes linear layers in oneDNN, and the bare loop with it: "hflit in MKL"
-is hflit without that, as on all other processors. Both run in hflit's process, after hflit: what
-oneDNN prepares for a new length, hflit pays for. A share of the peak is 6 x parameters (without
+is hflit without that, as on all other processors. Both run in hflit's process, and what oneDNN
+prepares for a new length, the first to meet it pays for. A share of the peak is 6 x parameters (without
 tables of embeddings) x real tokens, against the fastest product of two matrices just before the
 run, once in MKL and once in oneDNN; what an encoder's tokens never meet is not counted for them.
 
@@ -532,8 +532,8 @@ def measure(name: str, folder: Path, rounds: int, threads: int) -> dict[str, Any
         for each in found.values():
             each["rounds"] = []
         for number in range(1, rounds + 1):
-            for peer, pipe in pipes.items():
-                found[peer]["rounds"].append(_ask(pipe, "run", peer, number))
+            for peer in list(pipes)[:: 1 if number % 2 else -1]:
+                found[peer]["rounds"].append(_ask(pipes[peer], "run", peer, number))
         for pipe in set(pipes.values()):
             pipe.send("stop")
     return found
