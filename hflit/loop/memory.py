@@ -1,13 +1,10 @@
-"""Memory: figures of what a run used, what it keeps, and smaller batches when it is short."""
+"""Memory: figures of what a run used, and smaller batches when there is not enough."""
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -16,10 +13,6 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import TrainerMemoryTracker
 
 logger = logging.getLogger(__name__)
-
-# Settings of glibc's `mallopt`, by the numbers that its malloc.h gives them.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-MIB = 2**20
 
 Result = TypeVar("Result")
 
@@ -53,32 +46,6 @@ class MemoryTracker(TrainerMemoryTracker):
         while self.peak_monitoring or self.cpu_mem_used_peak < 0:
             self.cpu_mem_used_peak = max(self.cpu_mem_used(), self.cpu_mem_used_peak)
             time.sleep(0.001)
-
-
-@contextmanager
-def freed_memory_kept() -> Iterator[None]:
-    """Keep memory that is freed for the next forward; afterwards give it back to the system.
-
-    glibc gives blocks of more than 32 MiB back at once. The system clears them page by page when
-    they are asked for again, which took 2 to 15 % of a run on a CPU. Other libraries than glibc
-    are left alone.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        yield
-        return
-    glibc = ctypes.CDLL(None)
-    # Old ones refuse so high a threshold, and then keep their own rule.
-    if not glibc.mallopt(M_MMAP_THRESHOLD, 1024 * MIB):
-        yield
-        return
-    glibc.mallopt(M_TRIM_THRESHOLD, -1)  # never
-    try:
-        yield
-    finally:
-        # Where glibc's own rule ends up in a process that frees such blocks.
-        glibc.mallopt(M_MMAP_THRESHOLD, 32 * MIB)
-        glibc.mallopt(M_TRIM_THRESHOLD, 64 * MIB)
-        glibc.malloc_trim(0)
 
 
 def kept_weights(model: Any) -> Callable[[], None]:

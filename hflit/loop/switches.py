@@ -18,7 +18,6 @@ from transformers.integrations import (
 )
 from transformers.training_args import DebugOption
 
-from hflit.loop.memory import freed_memory_kept
 from hflit.tasks.layers import fast_products, gradients_by_row
 
 
@@ -82,8 +81,6 @@ def model_switched(
     Liger kernels stay: they replace the code of layers, not their weights.
     """
     with ExitStack() as undo:
-        if args.device.type == "cpu":
-            undo.enter_context(freed_memory_kept())
         plain = args.world_size == 1 and args.device.type == "cpu" and not args.torch_compile
         if plain and not parity:
             undo.enter_context(gradients_by_row(model))
