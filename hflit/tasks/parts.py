@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from hflit.data.batching import IGNORE_INDEX, Batch
 from hflit.loading import first_position
 from hflit.tasks.distillation import kl_distance
 
+# How many times the cost of a forward a part may hold, so that one more forward adds 3 % at most.
+MOST_COSTS = 32
 Items = int | Tensor  # how many; a vector where a loss has several parts
 
 
@@ -143,6 +146,10 @@ def split_by_length(batch: Batch, forward_cost: float, places: tuple[str, ...] =
     """Cut a micro-batch into parts of rows of like length, each padded to its own longest row.
 
     The parts hold the same rows as the batch; summed losses over them are the loss of the batch.
+    On a CPU a part holds no more tokens than an efficient forward needs, so that memory for
+    activations does not grow with the batch: MiniLM on up to 13 rows of 512 tokens at once took
+    2.7 GiB, in parts of 2,200 tokens 1.9 GiB and no more time. An accelerator, where that was
+    never measured, gets all rows of like length at once.
 
     Args:
         batch: Padded rows, to the right or to the left.
@@ -155,10 +162,11 @@ def split_by_length(batch: Batch, forward_cost: float, places: tuple[str, ...] =
     mask = batch["attention_mask"]
     rows, seq = mask.shape
     lengths = mask.sum(dim=1)
-    if rows == 1 or int(lengths.min()) == seq:
+    most = MOST_COSTS * forward_cost if mask.device.type == "cpu" else math.inf
+    if rows == 1 or (int(lengths.min()) == seq and rows * seq <= most):
         return [batch]
     order = torch.argsort(lengths, descending=True, stable=True)
-    cuts = cheapest_cuts(lengths[order].cpu().numpy(), forward_cost)
+    cuts = cheapest_cuts(lengths[order].cpu().numpy(), forward_cost, most)
     if len(cuts) == 2:  # one part: nothing to gain
         return [batch]
     return [
@@ -188,7 +196,7 @@ def forward_cost(model: Any, device: torch.device) -> float:
     return (60 * written + 1e8) / body
 
 
-def cheapest_cuts(lengths: np.ndarray, forward_cost: float) -> list[int]:
+def cheapest_cuts(lengths: np.ndarray, forward_cost: float, most: float = math.inf) -> list[int]:
     """Where to cut rows, longest first, so that padding and forwards together cost least.
 
     A dynamic program over the number of rows placed so far: a part costs its rows times the length
@@ -197,6 +205,7 @@ def cheapest_cuts(lengths: np.ndarray, forward_cost: float) -> list[int]:
     Args:
         lengths: Tokens of each row, falling.
         forward_cost: Cost of a part of its own, in tokens.
+        most: Tokens that a part of several rows may hold, with padding.
 
     Returns:
         Row numbers at which the parts start, and the number of rows.
@@ -210,7 +219,9 @@ def cheapest_cuts(lengths: np.ndarray, forward_cost: float) -> list[int]:
     following = np.zeros(count + 1, dtype=int)
     for start in range(count - 1, -1, -1):
         sizes = np.arange(1, count - start + 1)
-        costs = lengths[start] * sizes + forward_cost + best[start + 1 :]
+        tokens = lengths[start] * sizes
+        costs = tokens + forward_cost + best[start + 1 :]
+        costs[1:][tokens[1:] > most] = math.inf
         size = int(costs.argmin())
         best[start], following[start] = costs[size], start + size + 1
     cuts = [0]

@@ -22,14 +22,24 @@ def cost(lengths, cuts, forward_cost):
     return sum(lengths[start] * (stop - start) + forward_cost for start, stop in parts)
 
 
+def tokens_of_parts(lengths, cuts):
+    """Of each part with more rows than one."""
+    parts = itertools.pairwise(cuts)
+    return [lengths[start] * (stop - start) for start, stop in parts if stop - start > 1]
+
+
+@pytest.mark.parametrize("most", [np.inf, 100, 30, 0])
 @pytest.mark.parametrize("forward_cost", [0, 5, 40, 1000])
-def test_no_other_cuts_cost_less(forward_cost):
+def test_no_other_cuts_cost_less(forward_cost, most):
     lengths = np.sort(np.random.default_rng(0).integers(1, 60, 9))[::-1]
     every = [
         [0, *inner, 9] for count in range(9) for inner in itertools.combinations(range(1, 9), count)
     ]
-    best = min(cost(lengths, cuts, forward_cost) for cuts in every)
-    assert cost(lengths, cheapest_cuts(lengths, forward_cost), forward_cost) == best
+    allowed = [cuts for cuts in every if max(tokens_of_parts(lengths, cuts), default=0) <= most]
+    best = min(cost(lengths, cuts, forward_cost) for cuts in allowed)
+    chosen = cheapest_cuts(lengths, forward_cost, most)
+    assert chosen in allowed
+    assert cost(lengths, chosen, forward_cost) == best
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -61,7 +71,16 @@ def test_parts_hold_every_token_once(side):
 
 def test_a_batch_of_one_length_is_left_alone():
     batch = {"input_ids": torch.ones(4, 7), "attention_mask": torch.ones(4, 7)}
-    assert split_by_length(batch, 0) == [batch]
+    assert split_by_length(batch, 1) == [batch]
+
+
+def test_a_large_batch_of_one_length_is_cut_on_a_cpu():
+    """At most 32 x forward_cost tokens a part: 96 are 4 rows of 21."""
+    batch = {"input_ids": torch.arange(210).view(10, 21), "attention_mask": torch.ones(10, 21)}
+    parts = split_by_length(batch, 3)
+    assert max(len(part["input_ids"]) for part in parts) == 4
+    assert len(parts) == 3
+    assert torch.equal(torch.cat([part["input_ids"] for part in parts]), batch["input_ids"])
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])

@@ -226,13 +226,13 @@ def test_cut_micro_batch_keeps_its_targets(make, longest):
     batch, module = batch_and_module(make)
     sources = torch.full((4, longest), 7)
     mask = torch.ones_like(sources)
-    mask[0, 3:], mask[2, 4:] = 0, 0
+    mask[0, 3:], mask[2, 6:] = 0, 0
     labels = torch.full((4, 12), 9)
     labels[1:3, 5:] = -100
     batch = {"input_ids": sources.where(mask == 1, 0), "attention_mask": mask, "labels": labels}
-    module.forward_cost = 1.0  # as if a forward cost next to nothing
+    module.forward_cost = 2.0  # as if a forward cost next to nothing
     parts = module._parts(dict(batch))
-    assert [tuple(part["input_ids"].shape) for part in parts] == [(2, longest), (1, 4), (1, 3)]
+    assert [tuple(part["input_ids"].shape) for part in parts] == [(2, longest), (1, 6), (1, 3)]
     assert [tuple(part["labels"].shape) for part in parts] == [(2, 12), (1, 5), (1, 12)]
     assert sum(module.count_items(part) for part in parts) == module.count_items(batch)
     whole = module.summed_loss(module(batch), batch)
