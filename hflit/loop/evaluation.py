@@ -76,17 +76,10 @@ def evaluate(
     start = time.time()
     world = args.world_size
     module.switch_mode("eval")
-    compute_metrics = metrics if callable(metrics) and not args.prediction_loss_only else None
-    kept = _Kept(module, args) if compute_metrics else None
     loader, order = _batches(module, data, limit)
-    own: OwnMetrics | None = None
-    if metrics == "auto" and not args.prediction_loss_only:
-        compared = data.rows["validation"]
-        in_turn = order is not None and module.compares_in_turn
-        own = module.metrics(compared.select(order) if in_turn else compared)
+    judge = _judge(module, data, metrics, order)
     results: list[Evaluated] = []
     rows: list[int] = []  # of each batch
-    found: dict[str, Any] = {}
     batches = len(loader) if hasattr(loader.dataset, "__len__") else None
     mine = Deal(args.process_index, world, "nothing")
     source = mine.of_stream(loader) if batches is None else loader
@@ -94,44 +87,39 @@ def evaluate(
         batches = min(limit, limit if batches is None else batches)
     elif limit is not None and batches is not None:
         batches = int(limit * batches)
-    for index, batch in enumerate(islice(source, batches)):
+    for number, batch in enumerate(islice(source, batches), start=1):
         batch = module.transfer_batch_to_device(batch, module.device, 0)
         result = module.evaluate_batch(batch)
         results.append(result._replace(outputs={}))
         rows.append(len(batch["input_ids"]))
-        if own is not None:
-            own.update(result.outputs, batch)
-        if kept is not None and compute_metrics is not None:
-            prediction = kept.add(result.outputs, result.loss, batch)
-            if args.batch_eval_metrics and world == 1:
-                if "inputs" in args.include_for_metrics:
-                    prediction.inputs = batch  # here transformers gives the whole batch
-                found = compute_metrics(prediction, compute_result=index + 1 == batches)
-            elif args.eval_accumulation_steps and (index + 1) % args.eval_accumulation_steps == 0:
-                kept.to_cpu()
+        if judge is not None:
+            judge.add(result, batch, number, number == batches)
         on_batch()
 
     if world > 1:
         told = [(each.on_cpu(), count) for each, count in zip(results, rows, strict=True)]
         everything = dealt_back(everyones(told, world))
         results, rows = [each for each, _ in everything], [count for _, count in everything]
-        if own is not None:
-            own.merge(everyones(own.state(), world))
-    if own is not None:
-        found = own.compute()
-    elif kept is not None and compute_metrics is not None:
-        if world > 1 and args.batch_eval_metrics:
-            found = kept.each(compute_metrics)
-        elif not args.batch_eval_metrics:
-            prediction = kept.all(order)
-            if prediction.predictions is not None and prediction.label_ids is not None:
-                found = compute_metrics(prediction)
-    figures = denumpify_detensorize(dict(found))
+    figures = {} if judge is None else denumpify_detensorize(dict(judge.figures()))
     if results:
         figures["eval_loss"] = _loss_of(results, rows, args, module)
     figures = {k if k.startswith("eval_") else f"eval_{k}": v for k, v in figures.items()}
     steps = math.ceil(sum(rows) / args.per_device_eval_batch_size)
     return {**figures, **speed_metrics("eval", start, num_samples=sum(rows), num_steps=steps)}
+
+
+def _judge(
+    module: TaskModule, data: DataModule, metrics: Metrics | str | None, order: list[int] | None
+) -> _Own | _Kept | None:
+    """What makes figures of the outputs; None where the loss is all that is asked for."""
+    args = data.args
+    if metrics is None or args.prediction_loss_only:
+        return None
+    if callable(metrics):
+        return _Kept(module, args, metrics, order)
+    compared = data.rows["validation"]
+    in_turn = order is not None and module.compares_in_turn
+    return _Own(module.metrics(compared.select(order) if in_turn else compared), args.world_size)
 
 
 def _batches(
@@ -165,68 +153,89 @@ def _loss_of(
     return float(mean_loss(torch.as_tensor(sums), items))
 
 
-class _Kept:
-    """Predictions, labels, inputs and losses as `compute_metrics` functions expect them."""
+class _Own:
+    """A task's own metrics, over the batches of all processes."""
 
-    def __init__(self, module: TaskModule, args: TrainingArguments) -> None:
+    def __init__(self, metrics: OwnMetrics, world: int) -> None:
+        self.metrics, self.world = metrics, world
+
+    def add(self, result: Evaluated, batch: dict[str, Any], number: int, is_last: bool) -> None:
+        """Count one batch."""
+        self.metrics.update(result.outputs, batch)
+
+    def figures(self) -> dict[str, float]:
+        """Over all batches."""
+        if self.world > 1:
+            self.metrics.merge(everyones(self.metrics.state(), self.world))
+        return self.metrics.compute()
+
+
+class _Kept:
+    """Predictions, labels, inputs and losses as `compute_metrics` functions expect them.
+
+    Args:
+        module: The task.
+        args: What to keep.
+        metrics: The function.
+        order: Numbers of the rows as they come; None if in their order.
+    """
+
+    def __init__(
+        self, module: TaskModule, args: TrainingArguments, metrics: Metrics, order: list[int] | None
+    ) -> None:
         config = module.model.config
         self.ignored = getattr(config, "keys_to_ignore_at_inference", ["past_key_values"])
         self.label_names = args.label_names or find_labels(type(inner_model(module.model)))
-        self.wanted = args.include_for_metrics
         self.main_input = getattr(module.model, "main_input_name", "input_ids")
-        self.rows = args.per_device_eval_batch_size
+        self.args, self.metrics, self.order = args, metrics, order
         parts = ("predictions", "label_ids", "inputs", "losses")
         concat = args.eval_do_concat_batches
         self.kept = {part: EvalLoopContainer(concat, padding_index=-100) for part in parts}
         self.world = args.world_size
         self.mine: list[dict[str, Any]] = []  # batches of this process, where there are several
+        self.found: dict[str, Any] = {}
 
-    def add(
-        self, outputs: dict[str, Any], loss: torch.Tensor, batch: dict[str, Any]
-    ) -> EvalPrediction:
-        """Keep one batch, and return it."""
+    def add(self, result: Evaluated, batch: dict[str, Any], number: int, is_last: bool) -> None:
+        """Keep one batch, or ask for its figures where they are wanted batch by batch."""
+        wanted, outputs = self.args.include_for_metrics, result.outputs
         logits = nested_detach(tuple(v for k, v in outputs.items() if k not in self.ignored))
         labels = tuple(batch.get(name) for name in self.label_names)
+        inputs = batch[self.main_input]
         now = {
             "predictions": _unwrapped(logits),
             "label_ids": None if None in labels else _unwrapped(labels),
-            "inputs": batch[self.main_input] if "inputs" in self.wanted else None,
-            "losses": loss.repeat(len(batch[self.main_input])) if "loss" in self.wanted else None,
+            "inputs": inputs if "inputs" in wanted else None,
+            "losses": result.loss.repeat(len(inputs)) if "loss" in wanted else None,
         }
         if self.world > 1:
             self.mine.append(send_to_device(now, "cpu"))
+        elif self.args.batch_eval_metrics:
+            if "inputs" in wanted:
+                now["inputs"] = batch  # here transformers gives the whole batch
+            self.found = self.metrics(EvalPrediction(**now), compute_result=is_last)
         else:
             self._keep(now)
-        return EvalPrediction(**now)
+            every = self.args.eval_accumulation_steps
+            if every and number % every == 0:
+                for container in self.kept.values():
+                    container.to_cpu_and_numpy()
 
-    def each(self, metrics: Metrics) -> dict[str, Any]:
-        """What `metrics` says after the last batch, given those of all processes one by one."""
-        batches = dealt_back(everyones(self.mine, self.world))
-        found: dict[str, Any] = {}
-        for index, now in enumerate(batches):
-            prediction = EvalPrediction(**now)
-            found = metrics(prediction, compute_result=index + 1 == len(batches))
-        return found
-
-    def to_cpu(self) -> None:
-        """Move what is kept out of the device's memory."""
-        for container in self.kept.values():
-            container.to_cpu_and_numpy()
-
-    def all(self, order: list[int] | None) -> EvalPrediction:
-        """Everything kept, as numpy arrays in the order of the rows.
-
-        Args:
-            order: Numbers of the rows as they came; None if in their order.
-        """
-        if self.world > 1:
-            for now in dealt_back(everyones(self.mine, self.world)):
-                self._keep(now)
+    def figures(self) -> dict[str, Any]:
+        """What the function says, given the rows of all processes in their order."""
+        everyone = dealt_back(everyones(self.mine, self.world)) if self.world > 1 else []
+        if self.args.batch_eval_metrics:
+            for number, now in enumerate(everyone, start=1):
+                is_last = number == len(everyone)
+                self.found = self.metrics(EvalPrediction(**now), compute_result=is_last)
+            return self.found
+        for now in everyone:
+            self._keep(now)
         kept = {part: each.get_arrays() for part, each in self.kept.items()}
-        if order is not None:
-            places = np.argsort(order)
+        if self.order is not None:
+            places = np.argsort(self.order)
             kept = tree_map(lambda each: each if each is None else each[places], kept)
-        return EvalPrediction(**kept)
+        is_complete = kept["predictions"] is not None and kept["label_ids"] is not None
+        return self.metrics(EvalPrediction(**kept)) if is_complete else {}
 
     def _keep(self, now: dict[str, Any]) -> None:
         for part, value in now.items():
