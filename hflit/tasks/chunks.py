@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from hflit.adapters import inner_model
 from hflit.data.batching import IGNORE_INDEX, Batch
 from hflit.tasks.distillation import kl_distance
-from hflit.tasks.layers import forwards_replaced, is_replaced, linear
+from hflit.tasks.layers import MULTIPLE, forwards_replaced, is_replaced, linear
 from hflit.tasks.parts import token_loss
 
 if TYPE_CHECKING:
@@ -134,6 +134,8 @@ def chunked_loss(
     """
     logits = CHUNK.get(hidden.device.type, CHUNK_ELSEWHERE)
     size = max(1, logits // head.out_features)
+    if size > MULTIPLE:
+        size -= size % MULTIPLE  # so that oneDNN is given no rows of zeros
     total: Tensor = _Chunked.apply(hidden, head.weight, head.bias, loss_of, size)
     return total
 

@@ -12,9 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-# Below so many multiplications, or rows, what oneDNN prepares takes longer than it saves.
+# Below so many multiplications, or rows, a call of oneDNN takes longer than it saves.
 FEWEST = 2**23
 FEWEST_ROWS = 64
+# oneDNN writes code for each number of rows that it meets, milliseconds and megabytes each, and
+# keeps it for good. So it meets few of them: rows in blocks, the last filled up to a multiple.
+BLOCK = 512
+MULTIPLE = 32
 
 
 @contextmanager
@@ -117,28 +121,52 @@ def _gains(rows: Tensor, weight: Tensor) -> bool:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        rows = rows.contiguous()
         ctx.save_for_backward(rows, weight)
         return _times(rows, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         rows, weight = ctx.saved_tensors
-        gradient = gradient.contiguous()
         of_rows = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
             of_rows = _times(gradient, weight.t())
         gradient = gradient.flatten(0, -2)
         if ctx.needs_input_grad[1]:
-            of_weight = _times(gradient.t(), rows.flatten(0, -2).t())
+            of_weight = _times_transposed(gradient, rows.flatten(0, -2))
         if ctx.needs_input_grad[2]:
             of_bias = gradient.sum(dim=0)
         return of_rows, of_weight, of_bias
 
 
 def _times(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`rows @ weight.t() + bias`: `(..., in)` and `(out, in)` -> `(..., out)`."""
     if torch.is_grad_enabled():  # a gradient of a gradient, which oneDNN's product has none for
         return F.linear(rows, weight, bias)
+    flat = rows.flatten(0, -2)
+    blocks = [_in_onednn(_filled(block), weight, bias)[: len(block)] for block in flat.split(BLOCK)]
+    product = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+    return product.unflatten(0, rows.shape[:-1])
+
+
+def _times_transposed(left: Tensor, right: Tensor) -> Tensor:
+    """`left.t() @ right`: `(rows, out)` and `(rows, in)` -> `(out, in)`."""
+    if torch.is_grad_enabled():
+        return left.t() @ right
+    product: Tensor | None = None
+    for ours, theirs in zip(left.split(BLOCK), right.split(BLOCK), strict=True):
+        block = _in_onednn(_filled(ours).t(), _filled(theirs).t())
+        product = block if product is None else product.add_(block)
+    assert product is not None
+    return product
+
+
+def _filled(rows: Tensor) -> Tensor:
+    """With rows of zeros up to a multiple."""
+    missing = -len(rows) % MULTIPLE
+    return F.pad(rows, (0, 0, 0, missing)) if missing else rows
+
+
+def _in_onednn(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return product
 

@@ -17,8 +17,10 @@ from transformers.pytorch_utils import Conv1D
 from hflit import HFTrainer
 from hflit.tasks import layers
 from hflit.tasks.layers import (
+    BLOCK,
     FEWEST,
     FEWEST_ROWS,
+    MULTIPLE,
     fast_products,
     gradients_by_row,
     linear,
@@ -32,13 +34,15 @@ ZEN5 = {"cpu_name": "AMD EPYC", "avx512_f": True, "avx512_vp2intersect": True}
 
 @pytest.fixture
 def on_amd(monkeypatch):
-    """As on a processor of AMD's, wherever the test runs; counts the products in oneDNN."""
+    """As on a processor of AMD's, wherever the test runs; keeps the shapes that oneDNN is given."""
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         pytest.skip("this build of torch has no MKL or no oneDNN")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: ZEN5, raising=False)
     counted = []
-    times = layers._times
-    monkeypatch.setattr(layers, "_times", lambda *args: counted.append(1) or times(*args))
+    times = layers._in_onednn
+    monkeypatch.setattr(
+        layers, "_in_onednn", lambda *args: counted.append(args[0].shape) or times(*args)
+    )
     return counted
 
 
@@ -101,6 +105,27 @@ def test_products_and_gradients_are_those_of_float32(on_amd, kind, shape):
         assert our.stride() == their.stride()
         # Each sums hundreds of products of float32: relative to the largest, some 1e-7 remain.
         assert (our - right).abs().max() / right.abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("count", [BLOCK, BLOCK + 1, 2 * BLOCK + 100])
+def test_blocks_hold_every_row(on_amd, count):
+    torch.manual_seed(0)
+    layer, rows = nn.Linear(96, 192), torch.randn(count, 96)
+    with fast_products(nn.Sequential(layer)):
+        ours = gradients(layer, rows)
+    assert len(on_amd) == 3 * -(-count // BLOCK)
+    exact = gradients(layer, rows, double=True)
+    for our, right in zip(ours, exact, strict=True):
+        assert (our - right).abs().max() / right.abs().max() < 2e-6
+
+
+def test_onednn_meets_few_numbers_of_rows(on_amd):
+    """It keeps code for each of them, so that memory would grow with every new length."""
+    weight = torch.randn(256, 128, requires_grad=True)
+    for count in range(2 * FEWEST // weight.numel(), 3 * BLOCK, 7):
+        linear(torch.randn(count, 128, requires_grad=True), weight).sum().backward()
+    sizes = {shape[0] if shape[1] in (128, 256) else shape[1] for shape in on_amd}
+    assert sizes == set(range(MULTIPLE, BLOCK + 1, MULTIPLE))
 
 
 def test_rows_and_gradients_with_gaps(on_amd):
