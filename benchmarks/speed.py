@@ -12,11 +12,10 @@ from the first forward to the last weight update.
 The bare loop is PyTorch alone over the batches as hflit cuts them, with the task's own loss: what
 it takes less is what hflit's loop costs. On a processor for which MKL, torch's library of matrix
 products, is slow, hflit computes linear layers in oneDNN, and the bare loop with it: "hflit in MKL"
-is hflit without that, as on all other processors. Both run in hflit's process, and what oneDNN
-prepares for a new length, the first to meet it pays for. A share of the peak is 6 x parameters
-(without tables of embeddings) x real tokens, against the fastest product of two matrices just
-before the run, once in MKL and once in oneDNN; what an encoder's tokens never meet is not counted
-for them.
+is hflit without that, as on all other processors. Both run in hflit's process. A share of the peak
+is 6 x parameters (without tables of embeddings) x real tokens, against the fastest product of two
+matrices just before the run, once in MKL and once in oneDNN; what an encoder's tokens never meet is
+not counted for them.
 
 `transformers.Trainer` knows no packing: in `pack` it gets a row for each text, as many texts in an
 update. In question-answering its softmax spreads over padding, so its losses are compared with
