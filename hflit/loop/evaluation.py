@@ -77,7 +77,7 @@ def evaluate(
     world = args.world_size
     module.switch_mode("eval")
     loader, order = _batches(module, data, limit)
-    judge = _judge(module, data, metrics, order)
+    judge = _judge(module, data, args, metrics, order)
     results: list[Evaluated] = []
     rows: list[int] = []  # of each batch
     batches = len(loader) if hasattr(loader.dataset, "__len__") else None
@@ -109,10 +109,13 @@ def evaluate(
 
 
 def _judge(
-    module: TaskModule, data: DataModule, metrics: Metrics | str | None, order: list[int] | None
+    module: TaskModule,
+    data: DataModule,
+    args: TrainingArguments,
+    metrics: Metrics | str | None,
+    order: list[int] | None,
 ) -> _Own | _Kept | None:
     """What makes figures of the outputs; None where the loss is all that is asked for."""
-    args = data.args
     if metrics is None or args.prediction_loss_only:
         return None
     if callable(metrics):

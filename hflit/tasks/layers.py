@@ -121,12 +121,14 @@ def _gains(rows: Tensor, weight: Tensor) -> bool:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows = rows.contiguous()  # once, not for each of the products with it
         ctx.save_for_backward(rows, weight)
         return _times(rows, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         rows, weight = ctx.saved_tensors
+        gradient = gradient.contiguous()
         of_rows = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
             of_rows = _times(gradient, weight.t())
