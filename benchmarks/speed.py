@@ -14,8 +14,9 @@ it takes less is what hflit's loop costs. On a processor for which MKL, torch's 
 products, is slow, hflit computes linear layers in oneDNN, and the bare loop with it: "hflit in MKL"
 is hflit without that, as on all other processors. Both run in hflit's process. A share of the peak
 is 6 x parameters (without tables of embeddings) x real tokens, against the fastest product of two
-matrices just before the run, once in MKL and once in oneDNN; what an encoder's tokens never meet is
-not counted for them.
+matrices just before the run, once in MKL and once in oneDNN; parameters that a token has no need to
+meet are not counted for it: of a decoder for what the encoder reads, and of a classifier's head and
+most of its last layer for all tokens but the first.
 
 `transformers.Trainer` knows no packing: in `pack` it gets a row for each text, as many texts in an
 update. In question-answering its softmax spreads over padding, so its losses are compared with
@@ -376,6 +377,15 @@ class Run:
             return {"real": read, "work": 12 * model.num_parameters(exclude_embeddings=True) * read}
         model = AUTO[self.case.task].from_pretrained(self.base, **self._labels())
         parameters = model.num_parameters(exclude_embeddings=True)
+        if self.case.task == "text-classification":
+            # Its head reads the first token; of the last layer the others meet keys and values.
+            last = model.config.num_hidden_layers - 1
+            met = re.compile(rf"layer\.{last}\.(?!attention\.self\.(key|value))|pooler|classifier")
+            of_first = sum(p.numel() for name, p in model.named_parameters() if met.search(name))
+            return {
+                "real": read,
+                "work": 6 * ((parameters - of_first) * read + of_first * len(tokens)),
+            }
         if self.case.task != "sequence-sequence":
             return {"real": read, "work": 6 * parameters * read}
         written = sum(len(row) for row in tokens["labels"])

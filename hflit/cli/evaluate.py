@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from hflit.loop.evaluation import evaluate
 from hflit.pipeline import HFTrainer
 from hflit.request import check_request, read_data
 from hflit.saved import load_saved
+from hflit.tasks.last_layer import first_token_only
 from hflit.tasks.layers import fast_products
 
 # What of the arguments and flags of a run an evaluation follows.
@@ -61,8 +62,12 @@ def evaluate_model(model: str, rows: Any, call: dict[str, Any]) -> dict[str, flo
     kind = next((half[name] for name in half if getattr(module.args, name)), None)
     device = module.args.device.type
     autocast = torch.autocast(device, kind) if kind else nullcontext()
-    fast = nullcontext() if module.parity else fast_products(module.model)
-    with autocast, torch.no_grad(), fast:
+    with ExitStack() as around:
+        around.enter_context(autocast)
+        around.enter_context(torch.no_grad())
+        if not module.parity:
+            around.enter_context(fast_products(module.model))
+            around.enter_context(first_token_only(module.model))
         return evaluate(module, data, module.args, metrics)
 
 
