@@ -22,7 +22,7 @@ MULTIPLE = 32
 
 
 @contextmanager
-def forwards_replaced(forwards: dict[nn.Module, Callable[..., Tensor]]) -> Iterator[None]:
+def forwards_replaced(forwards: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Let some modules run another forward; afterwards they have the one they had."""
     before = {each: vars(each).get("forward") for each in forwards}
     for each, forward in forwards.items():

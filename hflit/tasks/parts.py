@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hflit.data.batching import IGNORE_INDEX, Batch
 from hflit.loading import first_position
 from hflit.tasks.distillation import kl_distance
+from hflit.tasks.last_layer import chosen_tokens_only
 
 # How many times the cost of a forward a part may hold, so that one more forward adds 3 % at most.
 MOST_COSTS = 32
@@ -98,7 +99,7 @@ def logits_only_at(chosen: Tensor, model: Any) -> Iterator[None]:
     """Compute logits for some tokens only: `(chosen, vocab)` in place of `(batch, seq, vocab)`.
 
     In a masked language model the output layer is often most of the work, and its loss reads 15 %
-    of what comes out.
+    of what comes out. The last layer below it, where that can be, is computed for these tokens too.
 
     Args:
         chosen: True at the tokens, `(batch, seq)`.
@@ -109,9 +110,11 @@ def logits_only_at(chosen: Tensor, model: Any) -> Iterator[None]:
     if head is None:
         yield
         return
-    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][chosen], *inputs[1:]))
+    fewer_tokens, kept = chosen_tokens_only(chosen, model)
+    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][kept], *inputs[1:]))
     try:
-        yield
+        with fewer_tokens:
+            yield
     finally:
         hook.remove()
 

@@ -1,4 +1,4 @@
-"""A classifier's last layer: one token instead of all, for the same logits and gradients."""
+"""The last layer computes the tokens that are read, for the same logits and gradients."""
 
 from contextlib import nullcontext
 
@@ -17,7 +17,13 @@ from transformers import (
 )
 
 from hflit import HFTrainer
-from hflit.tasks.last_layer import QUERY_KEY_VALUE, first_token_only
+from hflit.tasks.last_layer import (
+    READ_EACH_TOKEN,
+    READ_THE_FIRST_TOKEN,
+    chosen_tokens_only,
+    first_token_only,
+)
+from hflit.tasks.parts import logits_only_at
 from tests.tasks.tiny import TEXTS, make
 
 SMALL = {
@@ -40,18 +46,25 @@ NO_DROPOUT = {
     "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     "distilbert": {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0},
 }
-ROWS = 4
 
 
-def classifier(kind, **changes):
-    (type_,) = (each for each in QUERY_KEY_VALUE if each.config_class is type(CONFIGS[kind]))
+def make_model(kinds, name, **changes):
+    """In double precision, far from its small start, so that all of it matters."""
+    (kind,) = (each for each in kinds if each.config_class is type(CONFIGS[name]))
     torch.manual_seed(0)
-    config = type(CONFIGS[kind])(**{**CONFIGS[kind].to_dict(), **changes})
-    model = type_(config).double()
+    model = kind(type(CONFIGS[name])(**{**CONFIGS[name].to_dict(), **changes})).double()
     with torch.no_grad():
-        for each in model.parameters():  # far from their small start, so that all matters
+        for each in model.parameters():
             each.add_(0.3 * torch.randn_like(each))
     return model
+
+
+def classifier(name, **changes):
+    return make_model(READ_THE_FIRST_TOKEN, name, **changes)
+
+
+def masked(name, **changes):
+    return make_model(READ_EACH_TOKEN, name, **changes)
 
 
 def last_layer(model):
@@ -62,55 +75,87 @@ def last_layer(model):
     return body.encoder.layer[-1], body.encoder.layer[-1].intermediate.dense
 
 
-def run(model, fast):
-    """Logits, gradients, and how many tokens the last layer's middle was given."""
+def batch(packed=False):
+    """Four rows of up to twelve tokens, of which 2, 4, 1 and 0 are chosen."""
     torch.manual_seed(1)
-    ids = torch.randint(5, 50, (ROWS, 12))
+    ids = torch.randint(5, 50, (4, 12))
     mask = torch.ones_like(ids)
     mask[1, 7:] = mask[2, 3:] = 0
-    seen = []
+    chosen = torch.zeros_like(ids, dtype=torch.bool)
+    chosen[0, [3, 11]] = chosen[1, [0, 2, 3, 6]] = chosen[2, 1] = True
+    if packed:  # two texts in each row
+        documents = (torch.arange(12) >= 5).long() + mask
+        mask = (documents[:, :, None] == documents[:, None, :])[:, None]
+    return {"input_ids": ids, "attention_mask": mask}, chosen
+
+
+def run(model, fast, packed=False):
+    """Logits, gradients, and how many tokens the last layer's middle was given."""
+    inputs, chosen = batch(packed)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    watch = last_layer(inner)[1].register_forward_pre_hook(
-        lambda _, inputs: seen.append(inputs[0].shape[1])
-    )
+    layer, middle = last_layer(inner)
+    seen = []
+    watch = middle.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
     model.zero_grad()
-    with first_token_only(model) if fast else nullcontext():
-        logits = model(input_ids=ids, attention_mask=mask).logits
-        (logits * torch.arange(1, 4)).sum().backward()
+    if type(inner) in READ_EACH_TOKEN:
+        with logits_only_at(chosen, inner) if fast else nullcontext():
+            logits = model(**inputs).logits
+        logits = logits if fast else logits[chosen]
+        (logits * torch.arange(50)).sum().backward()
+    else:
+        with first_token_only(model) if fast else nullcontext():
+            logits = model(**inputs).logits
+            (logits * torch.arange(1, 4)).sum().backward()
     watch.remove()
-    assert "forward" not in vars(last_layer(inner)[0])
+    assert "forward" not in vars(layer)
     return logits, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, seen
 
 
-def assert_same(model, fast_tokens):
-    theirs, expected, all_tokens = run(model, fast=False)
-    ours, gradients, seen = run(model, fast=True)
+def assert_same(model, fast_tokens, packed=False):
+    theirs, expected, all_tokens = run(model, fast=False, packed=packed)
+    ours, gradients, seen = run(model, fast=True, packed=packed)
     assert set(all_tokens) == {12}
     assert set(seen) == {fast_tokens}
     # Of double precision; sums in another order.
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(gradients, expected, rtol=1e-9, atol=1e-11)
 
 
-def test_all_kinds_are_tried():
-    assert {type(each) for each in CONFIGS.values()} == {
-        each.config_class for each in QUERY_KEY_VALUE
-    }
+@pytest.mark.parametrize("kinds", [READ_THE_FIRST_TOKEN, READ_EACH_TOKEN])
+def test_all_kinds_are_tried(kinds):
+    assert {type(each) for each in CONFIGS.values()} == {each.config_class for each in kinds}
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_logits_and_gradients_are_the_same(kind):
-    assert_same(classifier(kind).eval(), fast_tokens=1)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_classifiers(name):
+    assert_same(classifier(name).eval(), fast_tokens=1)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_masked_language_models(name, packed):
+    assert_same(masked(name).eval(), fast_tokens=4, packed=packed)
+
+
+def test_no_token_is_chosen():
+    model = masked("bert")
+    inputs, chosen = batch()
+    with logits_only_at(torch.zeros_like(chosen), model):
+        logits = model(**inputs).logits
+    assert logits.shape == (0, 50)
+    logits.sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("kind", ["bert", "distilbert"])
-def test_a_checkpointed_layer_computes_all_tokens(kind, reentrant):
-    model = classifier(kind, **NO_DROPOUT[kind]).train()
+@pytest.mark.parametrize("make", [classifier, masked])
+@pytest.mark.parametrize("name", ["bert", "distilbert"])
+def test_a_checkpointed_layer_computes_all_tokens(make, name, reentrant):
+    model = make(name, **NO_DROPOUT[name]).train()
     model.activation_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
     assert_same(model, fast_tokens=12)
-    assert_same(model.eval(), fast_tokens=1)
+    assert_same(model.eval(), fast_tokens=1 if make is classifier else 4)
 
 
 def test_adapters():
@@ -120,9 +165,12 @@ def test_adapters():
     assert_same(get_peft_model(classifier("bert"), adapter).double().eval(), fast_tokens=1)
 
 
-def test_a_learned_prefix_needs_all_of_the_layer():
-    prefix = PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3)
-    assert_same(get_peft_model(classifier("bert"), prefix).double().eval(), fast_tokens=12)
+@pytest.mark.parametrize(
+    ("make", "kind"), [(classifier, "SEQ_CLS"), (masked, "FEATURE_EXTRACTION")]
+)
+def test_a_learned_prefix_needs_all_of_the_layer(make, kind):
+    prefix = PrefixTuningConfig(task_type=kind, num_virtual_tokens=3)
+    assert_same(get_peft_model(make("bert"), prefix).double().eval(), fast_tokens=12)
 
 
 @pytest.mark.parametrize(
@@ -145,8 +193,12 @@ def test_what_shows_or_needs_the_other_tokens_computes_them(changes):
 
 def test_other_models_compute_all_tokens():
     tagger = BertForTokenClassification(CONFIGS["bert"])
-    with first_token_only(tagger), first_token_only(nn.Linear(2, 2)):
-        assert not any("forward" in vars(each) for each in tagger.modules())
+    for other in (tagger, masked("bert"), nn.Linear(2, 2)):
+        with first_token_only(other):
+            assert not any("forward" in vars(each) for each in other.modules())
+    chosen = batch()[1]
+    for other in (tagger, classifier("bert")):
+        assert chosen_tokens_only(chosen, other)[1] is chosen
 
 
 def test_twice_is_once():
@@ -172,7 +224,7 @@ def test_attention_drops_as_much_as_before():
         attention.value.bias.fill_(1.0)  # so that what is read is the sum of the weights
     run(model, fast=True)
     sums = read[-1]
-    assert sums.shape == (ROWS, 1, 32)
+    assert sums.shape == (4, 1, 32)
     by_head = sums.unflatten(-1, (4, 8))
     assert (by_head - by_head[..., :1]).abs().max() < 1e-12
     # Row 0 has 12 tokens, each with a twelfth; dropped or doubled they make sixths.
