@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -105,12 +105,11 @@ def _last_layer(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Any:
 def _narrowed(layer: Any, places: Tensor | None) -> AbstractContextManager[None]:
     """Let a layer compute the tokens at some places, `(batch, tokens)`; the first for None."""
     attention = getattr(layer.attention, "self", layer.attention)
-    return forwards_replaced({layer: partial(_forward, layer, layer.forward, attention, places)})
+    return forwards_replaced({layer: partial(_forward, layer, attention, places)})
 
 
 def _forward(
     layer: Any,
-    forward: Callable[..., Tensor],
     attention: nn.Module,
     places: Tensor | None,
     hidden_states: Tensor,
@@ -122,17 +121,21 @@ def _forward(
     if places is None:
         places = hidden_states.new_zeros((len(hidden_states), 1), dtype=torch.long)
     at = places[:, :, None]
-    # A checkpointed layer runs once more in the backward, its attention as it is then; and a
-    # learned prefix has keys and values of its own.
-    has_prefix = options.get("past_key_values") is not None
-    if has_prefix or (layer.gradient_checkpointing and layer.training):
-        all_tokens = forward(hidden_states, attention_mask, *others, **options)
+    if options.get("past_key_values") is not None:  # a learned prefix has keys of its own
+        all_tokens = type(layer).forward(layer, hidden_states, attention_mask, *others, **options)
         return torch.take_along_dim(all_tokens, at, dim=1)
     if attention_mask is not None:  # (batch, heads or 1, seq, seq)
         attention_mask = torch.take_along_dim(attention_mask, places[:, None, :, None], dim=2)
-    chosen = torch.take_along_dim(hidden_states, at, dim=1)
-    with forwards_replaced({attention: partial(_attend, attention, hidden_states)}):
-        return forward(chosen, attention_mask, *others, **options)
+    unchecked = inspect.unwrap(type(layer).forward)  # transformers wraps it to checkpoint it
+
+    def narrow(tokens: Tensor) -> Any:
+        chosen = torch.take_along_dim(tokens, at, dim=1)
+        with forwards_replaced({attention: partial(_attend, attention, tokens)}):
+            return unchecked(layer, chosen, attention_mask, *others, **options)
+
+    if layer.gradient_checkpointing and layer.training:
+        return layer._gradient_checkpointing_func(narrow, hidden_states)
+    return narrow(hidden_states)
 
 
 def _attend(
