@@ -15,8 +15,9 @@ products, is slow, hflit computes linear layers in oneDNN, and the bare loop wit
 is hflit without that, as on all other processors. Both run in hflit's process. A share of the peak
 is 6 x parameters (without tables of embeddings) x real tokens, against the fastest product of two
 matrices just before the run, once in MKL and once in oneDNN; parameters that a token has no need to
-meet are not counted for it: of a decoder for what the encoder reads, and of a classifier's head and
-most of its last layer for all tokens but the first.
+meet are not counted for it: of a decoder for what the encoder reads; of a head, and of the last
+layer but for its keys and values, for tokens that a classifier or a masked language model does not
+read.
 
 `transformers.Trainer` knows no packing: in `pack` it gets a row for each text, as many texts in an
 update. In question-answering its softmax spreads over padding, so its losses are compared with
@@ -79,6 +80,7 @@ from hflit.tasks.layers import mkl_is_slow
 
 RESULTS = Path("benchmarks/results/speed.md")
 SEED = 42
+MASKED = 0.15  # of the tokens of a masked language model, as txtai and transformers mask them
 OTHERS = ("transformers.Trainer", "group_by_length", "txtai", "hflit in MKL", "bare loop")
 OWN = OTHERS[-2:]  # run in hflit's process
 
@@ -372,22 +374,27 @@ class Run:
         """`real` tokens of an epoch, without padding, and the `work` of training on them."""
         tokens = self._data()[0].tokens["train"]
         read = sum(len(row) for row in tokens["input_ids"])
-        if self.case.task == "token-detection":
-            model: Any = AutoModelForMaskedLM.from_pretrained(self.base)
-            return {"real": read, "work": 12 * model.num_parameters(exclude_embeddings=True) * read}
-        model = AUTO[self.case.task].from_pretrained(self.base, **self._labels())
+        # token-detection begins with a masked language model
+        auto = AUTO.get(self.case.task, AutoModelForMaskedLM)
+        model: Any = auto.from_pretrained(self.base, **self._labels())
         parameters = model.num_parameters(exclude_embeddings=True)
-        if self.case.task == "text-classification":
-            # Its head reads the first token; of the last layer the others meet keys and values.
-            last = model.config.num_hidden_layers - 1
-            met = re.compile(rf"layer\.{last}\.(?!attention\.self\.(key|value))|pooler|classifier")
-            of_first = sum(p.numel() for name, p in model.named_parameters() if met.search(name))
-            return {
-                "real": read,
-                "work": 6 * ((parameters - of_first) * read + of_first * len(tokens)),
-            }
         if self.case.task != "sequence-sequence":
-            return {"real": read, "work": 6 * parameters * read}
+            # The head is needed at the tokens that it is read at, and so is the last layer but for
+            # its keys and values.
+            needed = {
+                "text-classification": len(tokens),
+                "language-modeling": MASKED * read,
+                "token-detection": MASKED * read,
+            }
+            last = model.config.num_hidden_layers - 1
+            met = re.compile(
+                rf"layer\.{last}\.(?!attention\.self\.(key|value)\.)|pooler|classifier|cls|generator"
+            )
+            late = sum(p.numel() for name, p in model.named_parameters() if met.search(name))
+            work = (parameters - late) * read + late * needed.get(self.case.task, read)
+            if self.case.task == "token-detection":  # whose other half tells all tokens apart
+                work += parameters * read
+            return {"real": read, "work": round(6 * work)}
         written = sum(len(row) for row in tokens["labels"])
         # The decoder makes its keys and values of the tokens that the encoder read.
         met = re.compile(r"encoder\.(?!embed)|EncDecAttention\.[kv]\.")
