@@ -21,8 +21,7 @@ from hflit.loading import Base, count_positions, resolve_maxlength
 from hflit.metrics.spans import SpanMetrics
 from hflit.saved import Saved
 from hflit.tasks import TASKS
-from hflit.tasks.last_layer import first_token_only
-from hflit.tasks.layers import fast_products
+from hflit.tasks.layers import fast_layers
 from hflit.tasks.sequence_sequence import GENERATED_TOKENS
 
 CHUNK = 2_000  # rows in memory at a time
@@ -70,7 +69,7 @@ def predictions(
             if missing:
                 raise ValueError(f"Row {row} of the new data has no text in {missing[0]!r}.")
         start += len(texts)
-        with fast_products(saved.model), first_token_only(saved.model):
+        with fast_layers(saved.model):
             found = _by_length(predict, texts, batch_size)
         yield from found
 

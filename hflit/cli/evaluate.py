@@ -21,8 +21,7 @@ from hflit.loop.evaluation import evaluate
 from hflit.pipeline import HFTrainer
 from hflit.request import check_request, read_data
 from hflit.saved import load_saved
-from hflit.tasks.last_layer import first_token_only
-from hflit.tasks.layers import fast_products
+from hflit.tasks.layers import fast_layers
 
 # What of the arguments and flags of a run an evaluation follows.
 READ = (
@@ -66,8 +65,7 @@ def evaluate_model(model: str, rows: Any, call: dict[str, Any]) -> dict[str, flo
         around.enter_context(autocast)
         around.enter_context(torch.no_grad())
         if not module.parity:
-            around.enter_context(fast_products(module.model))
-            around.enter_context(first_token_only(module.model))
+            around.enter_context(fast_layers(module.model))
         return evaluate(module, data, module.args, metrics)
 
 

@@ -18,8 +18,7 @@ from transformers.integrations import (
 )
 from transformers.training_args import DebugOption
 
-from hflit.tasks.last_layer import first_token_only
-from hflit.tasks.layers import fast_products, gradients_by_row
+from hflit.tasks.layers import fast_layers, gradients_by_row
 
 
 @contextmanager
@@ -87,8 +86,7 @@ def model_switched(
             undo.enter_context(gradients_by_row(model))
         if not (parity or args.torch_compile):
             for each in [model] if teacher is None else [model, teacher]:
-                undo.enter_context(fast_products(each))
-                undo.enter_context(first_token_only(each))
+                undo.enter_context(fast_layers(each))
         undo.enter_context(_cache_switched(model.config, args.use_cache))
         if args.use_liger_kernel:  # never run: no package and no GPU was at hand
             apply_liger_kernel(model, args.liger_kernel_config)

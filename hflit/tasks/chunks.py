@@ -15,7 +15,8 @@ from torch.distributed.fsdp import FSDPModule
 from hflit.adapters import inner_model
 from hflit.data.batching import IGNORE_INDEX, Batch
 from hflit.tasks.distillation import kl_distance
-from hflit.tasks.layers import MULTIPLE, forwards_replaced, is_replaced, linear
+from hflit.tasks.forwards import forwards_replaced
+from hflit.tasks.layers import MULTIPLE, is_replaced, linear
 from hflit.tasks.parts import token_loss
 
 if TYPE_CHECKING:

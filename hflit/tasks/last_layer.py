@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from hflit.adapters import inner_model
-from hflit.tasks.layers import forwards_replaced
+from hflit.tasks.forwards import forwards_replaced
 
 READ_THE_FIRST_TOKEN = (
     BertForSequenceClassification,
