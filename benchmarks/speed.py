@@ -1,6 +1,6 @@
 """How fast is hflit beside what else trains the same rows, and how much memory does each take?
 
-    python -m benchmarks.speed [--data FOLDER] [--only CASE ...] [--rounds N] [--threads N]
+    python -m benchmarks.speed [--data FOLDER] [--only CASE ...] [--rounds N] [--results FILE]
 
 Each trainer runs in a process of its own, on the same rows in the same order from the same seed,
 dropout off. A first run of each is not timed: its losses must agree, and it counts tokens and peak
@@ -642,8 +642,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the table's file")
     options = parser.parse_args()
-    record = RESULTS.with_suffix(".json")
+    record = options.results.with_suffix(".json")
     kept = json.loads(record.read_text()) if record.exists() else {}
     for name in options.only:
         kept[name] = measure(name, options.data, options.rounds, options.threads)
@@ -654,12 +655,12 @@ def main() -> None:
     lines = list(itertools.chain.from_iterable(lines_of(name, kept[name]) for name in kept))
     torch.set_num_threads(options.threads)
     rounds = min(len(found["hflit"]["rounds"]) for found in kept.values())
-    RESULTS.write_text(
+    options.results.write_text(
         f"{table(HEADS, lines)}\n\n{str(__doc__).split(chr(10), 4)[4].strip()}\n\n"
         f"{rounds} rounds, fp32; {machine()}.\n"
     )
     ratios = {n: {p: ratio(f, p) for p in f if p != "hflit"} for n, f in kept.items()}
-    speed_picture(ratios, RESULTS.with_suffix(""))
+    speed_picture(ratios, options.results.with_suffix(""))
 
 
 if __name__ == "__main__":
