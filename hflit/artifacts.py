@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, TrainingArguments
@@ -29,9 +32,24 @@ def save_artifacts(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(str(folder))
+    with _written_here():
+        model.save_pretrained(str(folder))
     save_config(model, folder)
     tokenizer.save_pretrained(folder)
     state.save_to_json(str(folder / "trainer_state.json"))
     arguments = {k: v for k, v in args.to_dict().items() if not k.endswith("_token")}
     (folder / "training_args.json").write_text(json.dumps(arguments, indent=2, default=str) + "\n")
+
+
+@contextmanager
+def _written_here() -> Iterator[None]:
+    """Let transformers 5.23 write a model in any process, not in the first of all only.
+
+    That is the first of another node (`save_on_each_node`), or one that fails and saves alone.
+    """
+    model: Any = PreTrainedModel
+    model.should_save_on_this_rank = lambda _, is_main_process: is_main_process
+    try:
+        yield
+    finally:
+        del model.should_save_on_this_rank  # the inherited one is back

@@ -225,7 +225,8 @@ class Bridge(L.Callback):
     ) -> None:
         """Stop measuring; save the last whole state, where checkpoints are wanted."""
         self.memory.abandon()
-        if isinstance(exception, Exception):
+        if isinstance(exception, Exception) and self.points.is_whole:
+            self.sums.is_alone = self.checkpoints.is_alone = True  # nobody else would answer
             save = partial(self._save, trainer)
             self.points.save_what_is_whole(self.state.global_step, save, exception)
 

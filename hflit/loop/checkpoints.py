@@ -45,7 +45,12 @@ class Checkpoints:
         run: What makes this run: name -> value that JSON can hold.
         resumed: The checkpoint to go on from.
         failed_save: Whether a run should `continue` or `stop` where one cannot be written.
+
+    Attributes:
+        is_alone: Whether the other processes answer no more; then this one writes what it has.
     """
+
+    is_alone = False
 
     def __init__(
         self,
@@ -74,7 +79,7 @@ class Checkpoints:
             trainer: The run.
             shards: Those of the model, if it is sharded.
             state: Written too; its `best_model_checkpoint` is brought up to date.
-            random: States of the random numbers of a single process, where not those of now.
+            random: States of this process's random numbers, where not those of now.
 
         Returns:
             Whether it was written. If not, a warning says why, and what was there is still whole.
@@ -90,8 +95,9 @@ class Checkpoints:
             if state.best_global_step == state.global_step or os.path.isdir(best):
                 state.best_model_checkpoint = best
 
-        world, should_save = self.args.world_size, self.args.should_save
-        states_of_all = everyones(random or random_states(), world)
+        world = 1 if self.is_alone else self.args.world_size
+        should_save = self.is_alone or self.args.should_save
+        states_of_all = everyones((self.args.process_index, random or random_states()), world)
         shares = from_first(aside(folder, "shares"), world)
         problem: Exception | None = None
         has_shares = shards is not None and shards.is_open and self.args.saves_shares
@@ -120,8 +126,8 @@ class Checkpoints:
                 torch.save(schedule.state_dict(), part / "scheduler.pt")
                 if scale := trainer.precision_plugin.state_dict():  # of float16 gradients
                     torch.save(scale, part / SCALE)
-                for rank, states in enumerate(states_of_all):
-                    torch.save(states, part / random_file(rank, world))
+                for rank, states in states_of_all:
+                    torch.save(states, part / random_file(rank, self.args.world_size))
 
         if should_save:
             try:

@@ -9,14 +9,17 @@ import os
 import re
 import shutil
 import struct
+import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 from transformers import TrainerState
 
 NAME = re.compile(r"checkpoint-(\d+)")
+CLAIM = re.compile(r"\.checkpoint-\d+\.claim")  # see `one_writes`
 ASIDE = re.compile(r"\.(checkpoint-\d+)\.(\d+)\.(?:part|shares|old)")  # written; on its way out
 MARK = "complete.json"  # size and sha256 of every file
 STATE = "trainer_state.json"
@@ -158,11 +161,36 @@ def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def one_writes(folder: Path, seconds: float) -> Iterator[bool]:
+    """Let one of the processes of a run write a folder: True for the first that comes, else False.
+
+    The others wait until it is done, but at most so many seconds. The claim stays for those who
+    come later; the next run removes it (`clean`).
+    """
+    claim = folder.with_name(f".{folder.name}.claim")
+    is_first = True
+    try:
+        claim.mkdir(parents=True)
+    except OSError as error:  # of a full disk hears who writes
+        is_first = not isinstance(error, FileExistsError)
+    end = time.monotonic() + seconds
+    while not (is_first or (claim / "done").exists()) and time.monotonic() < end:
+        time.sleep(0.1)
+    try:
+        yield is_first
+    finally:
+        with suppress(OSError):
+            (claim / "done").touch()
+
+
 def clean(output_dir: Path) -> None:
     """Remove what dead processes left half written or half deleted; put back what was whole."""
     if not output_dir.is_dir():
         return
     for path in sorted(output_dir.iterdir()):
+        if CLAIM.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
         match = ASIDE.fullmatch(path.name)
         if match is None or (int(match[2]) != os.getpid() and _lives(int(match[2]))):
             continue

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -12,6 +14,7 @@ from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from hflit.loop.checkpoints import Checkpoints, random_states
+from hflit.loop.folders import one_writes
 from hflit.loop.resume import OWN
 from hflit.loop.sums import RunningSums
 from hflit.tasks.failures import broken_weight
@@ -63,7 +66,7 @@ class SavePoints:
 
     def settle(self) -> None:
         """Note the random numbers of an update after which nothing more is due."""
-        if self.are_wanted and self.args.world_size == 1:
+        if self.are_wanted:
             self.settled = (random_states(), self.epoch_is_open)
 
     def save(
@@ -104,7 +107,7 @@ class SavePoints:
     def save_what_is_whole(
         self, step: int, save: Callable[[dict[str, Any] | None], None], exception: Exception
     ) -> None:
-        """Save the last whole update of a run that fails, where checkpoints are wanted.
+        """Save the last update, which is whole, of a run that fails, where checkpoints are wanted.
 
         Args:
             step: Its number.
@@ -112,21 +115,29 @@ class SavePoints:
             exception: Why the run fails.
         """
         retried = self.args.auto_find_batch_size and should_reduce_batch_size(exception)
-        # Several processes would wait for the one that failed.
-        if not (self.is_whole and self.are_wanted) or retried or self.args.world_size > 1:
+        several = self.args.world_size > 1
+        # Of several processes each has all but the others' random numbers; or it has a share of the
+        # weights, which is nothing without the others' shares.
+        has_all = not (several and self.args.fsdp)
+        if not (self.are_wanted and self.args.output_dir and has_all) or retried:
             return
-        folder = f"checkpoint-{step}"
-        if self.tried != step:
-            if broken_weight(self.module.model):
-                logger.warning("%s is not written: its weights are not finite.", folder)
-                return
-            states = None
-            if self.settled is not None:
-                states, self.epoch_is_open = self.settled
-            try:
-                save(states)
-            except Exception as error:  # the first one is the one to be told
-                logger.warning("%s could not be written: %s", folder, error)
-        if self.saved == step:
-            told = "The run failed after update %d; %s is saved. Go on with checkpoint=True."
-            logger.warning(told, step, folder)
+        folder = Path(self.args.output_dir, f"checkpoint-{step}")
+        turn = one_writes(folder, self.args.ddp_timeout) if several else nullcontext(True)
+        with turn as is_mine:
+            if is_mine and self.tried != step:
+                self._save_now(folder.name, save)
+            if is_mine and self.saved == step:
+                told = "The run failed after update %d; %s is saved. Go on with checkpoint=True."
+                logger.warning(told, step, folder.name)
+
+    def _save_now(self, folder: str, save: Callable[[dict[str, Any] | None], None]) -> None:
+        if broken_weight(self.module.model):
+            logger.warning("%s is not written: its weights are not finite.", folder)
+            return
+        states = None
+        if self.settled is not None:
+            states, self.epoch_is_open = self.settled
+        try:
+            save(states)
+        except Exception as error:  # the first one is the one to be told
+            logger.warning("%s could not be written: %s", folder, error)

@@ -13,7 +13,8 @@ from hflit.ranks import total
 class RunningSums:
     """Sums that stay on the device until somebody asks, which waits for it.
 
-    What they tell is of all processes, which therefore have to ask together.
+    What they tell is of all processes, which therefore have to ask together; once `is_alone`, as
+    if the others were like this one.
 
     Args:
         model: Whose operations are counted: 6 for each weight, but for embeddings, and token.
@@ -22,7 +23,10 @@ class RunningSums:
 
     Attributes:
         step_logged: The last update whose loss was taken.
+        is_alone: Whether the other processes answer no more.
     """
+
+    is_alone = False
 
     def __init__(self, model: Any, device: torch.device, args: TrainingArguments) -> None:
         self.world = args.world_size
@@ -68,12 +72,12 @@ class RunningSums:
         """Operations since they were last taken."""
         tokens = torch.tensor(self.padded_tokens, device=self.loss.device)
         self.padded_tokens = 0
-        return float(int(total(tokens, self.world)) * self.flos_per_token)
+        return float(int(self._total(tokens)) * self.flos_per_token)
 
     def padding_share(self) -> float:
         """Share of padding among the tokens that were computed."""
         read = torch.stack([self.tokens, torch.full_like(self.tokens, self.computed_tokens)])
-        tokens, computed = total(read, self.world).tolist()
+        tokens, computed = self._total(read).tolist()
         return float(1 - tokens / max(computed, 1))
 
     def begin_after(self, step: int) -> None:
@@ -96,4 +100,7 @@ class RunningSums:
         self.steps_unsummed = saved["steps_unsummed"]
 
     def _mean_loss(self) -> float:
-        return float(total(self.loss, self.world) / self.world)
+        return float(self._total(self.loss) / self.world)
+
+    def _total(self, values: torch.Tensor) -> torch.Tensor:
+        return values * self.world if self.is_alone else total(values, self.world)

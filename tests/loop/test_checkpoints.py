@@ -24,6 +24,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from hflit import HFTrainer
 from hflit.arguments import parse
+from hflit.artifacts import save_artifacts
 from hflit.loop.folders import clean, flaw, write_whole
 from hflit.tasks import TASKS
 from tests.reference import Recorder, without_times
@@ -631,6 +632,20 @@ def test_each_node_may_save():
         args, _ = parse({"output_dir": "run", "save_on_each_node": each})
         args.set_ranks(world_size=4, process_index=2, local_process_index=0)
         assert args.should_save is saves
+
+
+def test_another_process_than_the_first_writes_weights(tiny_bert, tmp_path, monkeypatch):
+    there = "transformers.distributed.mixin"  # where transformers asks which process this is
+    monkeypatch.setattr(f"{there}._is_torch_distributed_initialized", lambda: True)
+    monkeypatch.setattr(f"{there}._get_torch_distributed_rank", lambda: 2)
+    model, tokenizer = tiny_bert()
+    model.save_pretrained(tmp_path / "theirs")
+    assert not (tmp_path / "theirs" / "model.safetensors").exists()
+    args, _ = parse({"output_dir": "run"})
+    save_artifacts(tmp_path / "ours", model, tokenizer, TrainerState(), args)
+    assert flaw(tmp_path / "ours") is None
+    loaded = type(model).from_pretrained(tmp_path / "ours").state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
 
 
 # peft 0.21 asks transformers 5.23 for an old name.

@@ -1,5 +1,6 @@
 """Several processes on this machine: they train as one would, and end as one would."""
 
+import logging
 import os
 import signal
 import time
@@ -12,6 +13,7 @@ from lightning.fabric.plugins.environments.lightning import find_free_network_po
 from transformers import TrainerCallback
 
 from hflit import HFTrainer
+from hflit.loop.folders import flaw
 from hflit.sharding import _blocks
 from hflit.tasks import TASKS
 from tests.reference import reference_trainer, without_times
@@ -272,6 +274,49 @@ def test_failure_of_one_process_ends_all():
     with pytest.raises(mp.ProcessExitedException, match="process 1 .* SIGKILL"):
         two(**SHORT, callbacks=[Fails(signal.SIGKILL)], num_train_epochs=9)
     assert time.monotonic() - start < 30
+
+
+class FailsIn(TrainerCallback):
+    """Raises an error in some processes, before their third update."""
+
+    def __init__(self, ranks):
+        self.ranks = ranks
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == 2 and args.process_index in self.ranks:
+            raise LookupError("mine")
+
+
+@pytest.mark.parametrize("ranks", [[0], [1], [0, 1]])
+def test_an_error_saves_the_last_whole_update(ranks, tmp_path):
+    run = tmp_path / "run"
+    call = {**SHORT, "output_dir": str(run), "save_strategy": "epoch", "optim": "adamw_torch"}
+    told = logging.FileHandler(tmp_path / "told")  # by all processes
+    logging.getLogger("hflit").addHandler(told)
+    try:
+        with pytest.raises(mp.ProcessRaisedException, match="LookupError: mine"):
+            two(**call, callbacks=[FailsIn(ranks)])
+    finally:
+        logging.getLogger("hflit").removeHandler(told)
+        told.close()
+    words = "failed after update 2; checkpoint-2 is saved"
+    assert (tmp_path / "told").read_text().count(words) == 1
+    assert os.listdir(run / ".checkpoint-2.claim") == ["done"]
+    assert flaw(run / "checkpoint-2") is None
+    # Of the other processes nobody can ask the random numbers.
+    assert len(list((run / "checkpoint-2").glob("rng_state_?.pth"))) == 1
+    again = two(**call, checkpoint=True)
+    assert not list(run.glob(".*"))
+    whole = two(**{**call, "output_dir": str(tmp_path / "whole")})
+    assert_same(again, whole, 0, 0)
+
+
+@pytest.mark.slow
+def test_an_error_saves_no_share(tmp_path):
+    call = {**SHORT, "output_dir": str(tmp_path), "save_strategy": "epoch"}
+    with pytest.raises(mp.ProcessRaisedException, match="LookupError: mine"):
+        two("fsdp_fork", **call, callbacks=[FailsIn([0, 1])])
+    assert os.listdir(tmp_path) == []
 
 
 def test_all_processes_stop_where_one_is_asked_to(tmp_path):
