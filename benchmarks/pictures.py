@@ -65,9 +65,7 @@ def speed_picture(ratios: dict[str, dict[str, tuple[float, float, float]]], path
             axes.set_yticks([at for at, _ in ticks], [name for _, name in ticks], fontsize=8)
             axes.invert_yaxis()
             axes.set_xlabel("time, as a multiple of hflit's (1 is hflit; more is slower)")
-            axes.legend(
-                frameon=False, fontsize=8, ncols=5, loc="lower left", bbox_to_anchor=(0, 1)
-            )
+            axes.legend(frameon=False, fontsize=8, ncols=5, loc="lower left", bbox_to_anchor=(0, 1))
 
 
 def growth_picture(grown: list[tuple[int, int, float, float, float]], path: Path) -> None:
