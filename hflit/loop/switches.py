@@ -18,6 +18,7 @@ from transformers.integrations import (
 )
 from transformers.training_args import DebugOption
 
+from hflit.tasks.dropout import fast_dropout
 from hflit.tasks.layers import fast_layers, gradients_by_row
 
 
@@ -85,6 +86,8 @@ def model_switched(
         if plain and not parity:
             undo.enter_context(gradients_by_row(model))
         if not (parity or args.torch_compile):
+            if args.device.type == "cpu":
+                undo.enter_context(fast_dropout())
             for each in [model] if teacher is None else [model, teacher]:
                 undo.enter_context(fast_layers(each))
         undo.enter_context(_cache_switched(model.config, args.use_cache))
