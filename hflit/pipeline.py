@@ -28,7 +28,7 @@ from hflit.adapters import (
 )
 from hflit.arguments import parse
 from hflit.artifacts import save_artifacts
-from hflit.loading import check_teacher, load_base
+from hflit.loading import Base, check_teacher, load_base
 from hflit.loop.bridge import Bridge
 from hflit.loop.checkpoints import Checkpoints
 from hflit.loop.finders import find_rate
@@ -47,6 +47,7 @@ from hflit.report.facts import data_facts, run_facts
 from hflit.request import check_budget, check_evaluation, check_request, read_data
 from hflit.saved import Saved, save_run
 from hflit.tasks.distillation import Distillation
+from hflit.tasks.parts import packable
 
 # From so many parameters on it is worth a third of a second to free what the last run left.
 LARGE = 1_000_000
@@ -222,8 +223,15 @@ class HFTrainer:
             if school is not None:
                 check_teacher(school, start, task_class.auto_model, changes)
 
+            def load(base: Base, changes: dict[str, Any]) -> Any:
+                model = task_class.load(base, changes)
+                if given["merge"] == "pack":
+                    causal, longest = task_class.predicts_next, data.tokenization.maxlength
+                    task_class.each_model(model, lambda each: packable(each, causal, longest))
+                return model
+
             seed(arguments.seed)
-            model = task_class.load(start, changes)
+            model = load(start, changes)
             if not parity:
                 task_class.start_head(model, data.tokens["train"])
             if sum(p.numel() for p in model.parameters()) >= LARGE:
@@ -232,7 +240,7 @@ class HFTrainer:
             if adapter is not None:
                 model = task_class.each_model(model, partial(add_adapter, config=adapter))
             own = {name: options[name] for name in task_class.options}
-            taught_by = None if school is None else task_class.load(school, {})
+            taught_by = None if school is None else load(school, {})
             if taught_by is not None:
                 own["distillation"] = Distillation(taught_by, *distillation)
             module = task_class(model, arguments, parity, **own)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from hflit.data.batching import IGNORE_INDEX, Batch
 from hflit.data.texts import Texts
+from hflit.loading import Base
 from hflit.metrics.tokens import TokenMetrics
 from hflit.tasks.module import TaskModule
-from hflit.tasks.parts import blind_to_neighbours, token_distance, token_loss
+from hflit.tasks.parts import blind_to_neighbours, differ, token_distance, token_loss
 
 
 class LanguageGeneration(TaskModule):
@@ -32,6 +34,18 @@ class LanguageGeneration(TaskModule):
     tokenization = Texts
     predicts_next = True
     chunks_loss = True
+
+    @classmethod
+    def load(cls, base: Base, changes: dict[str, Any]) -> Any:
+        """A model in which a token sees none that comes after it."""
+        model = super().load(base, changes)
+        if not _is_causal(model):
+            raise ValueError(
+                f"{type(model).__name__} lets a token see those that come after it, which it is to "
+                "predict. Give a decoder; of an encoder that can be one, load it with "
+                "is_decoder=True and give base=(model, tokenizer). Or use task='language-modeling'."
+            )
+        return model
 
     def prepare(self, batch: Batch, model: Any) -> Batch:
         """Keep the texts of a packed row from seeing each other."""
@@ -54,3 +68,13 @@ class LanguageGeneration(TaskModule):
     def metrics(self, rows: Dataset) -> TokenMetrics:
         """Perplexity and token accuracy."""
         return TokenMetrics(self.predicts_next)
+
+
+@torch.no_grad()
+def _is_causal(model: Any) -> bool:
+    """Whether the last token of a row leaves the logits before it as they are."""
+    ids = torch.tensor([[2, 3, 4, 5], [2, 3, 4, 6]], device=model.device) % model.config.vocab_size
+    was_training = model.training
+    one, other = model.eval()(input_ids=ids).logits[:, :-1]
+    model.train(was_training)
+    return not differ(one, other)

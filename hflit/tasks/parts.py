@@ -20,6 +20,7 @@ from hflit.tasks.last_layer import chosen_tokens_only
 
 # How many times the cost of a forward a part may hold, so that one more forward adds 3 % at most.
 MOST_COSTS = 32
+PROBED = 128  # tokens of a text that shows whether a model can be packed
 Items = int | Tensor  # how many; a vector where a loss has several parts
 
 
@@ -53,32 +54,27 @@ def blind_to_neighbours(batch: Batch, model: nn.Module, causal: bool) -> Batch:
     """Give packed rows the positions and the attention of texts that run alone.
 
     Positions count from each text's start, and attention is block-diagonal: a token sees the
-    tokens of its own text, for causal models those before it. A batch without packed rows stays
-    as it is.
+    tokens of its own text, for causal models those before it. Causal models with windows find the
+    texts by their positions. A batch without packed rows stays as it is. `packable` says
+    whether a model follows.
 
     Args:
         batch: Holds `documents` and `position_ids` if its rows are packed.
         model: Must take `position_ids`.
         causal: Whether a token may not see what comes after it.
-
-    Raises:
-        ValueError: The model has no `position_ids`, so it cannot tell where a text starts.
     """
     if "documents" not in batch:
         return batch
     batch = dict(batch)
     documents = batch.pop("documents")
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        raise ValueError(
-            f"merge='pack' restarts positions at each text, and {type(model).__name__} takes no "
-            "position_ids. Use merge='concat' or merge=None."
-        )
     batch["position_ids"] = batch["position_ids"] + first_position(model)
     config: Any = model.config
-    if config._attn_implementation.startswith("flash"):
-        # These kernels find the texts by their positions. Never run: no GPU was at hand.
+    has_windows = causal and getattr(config, "sliding_window", None) is not None
+    if has_windows or config._attn_implementation.startswith("flash"):
+        # flash: never run, no GPU was at hand.
         del batch["attention_mask"]
-        return batch
+        found: dict[str, Any] = {**batch, "use_cache": False}  # with a cache it looks for none
+        return found
     allowed = documents[:, :, None] == documents[:, None, :]  # (batch, seq, seq); padding alone
     if causal:
         allowed = allowed.tril()
@@ -92,6 +88,60 @@ def blind_to_neighbours(batch: Batch, model: nn.Module, causal: bool) -> Batch:
     else:
         batch["attention_mask"] = allowed
     return batch
+
+
+def differ(logits: Tensor, others: Tensor) -> bool:
+    """Whether logits are apart by more than the rounding of their type."""
+    apart = (logits - others).abs().float().mean() / others.abs().float().mean()
+    return bool(apart > (0.02 if logits.dtype in (torch.float16, torch.bfloat16) else 1e-4))
+
+
+def packable(model: Any, causal: bool, maxlength: int | None) -> Any:
+    """The model, if texts in a packed row run as if each ran alone.
+
+    Two texts of at most `PROBED` tokens run packed, and each alone. Windows that do not see that
+    far, states that go on from text to text and unknown arguments all show there.
+
+    Args:
+        model: Has logits for each token.
+        causal: Whether a token may not see what comes after it.
+        maxlength: Tokens of a packed row, if limited.
+
+    Raises:
+        ValueError: They do not.
+    """
+    takes = inspect.signature(model.forward).parameters
+    problem = "takes no position_ids" if "position_ids" not in takes else None
+    length = min((maxlength or 2 * PROBED) // 2, PROBED)
+    if problem is None and length > 0:
+        random = torch.Generator().manual_seed(0)
+        ids = torch.randint(model.config.vocab_size, (2, length), generator=random)
+        ids[ids == model.config.pad_token_id] += 1 if model.config.pad_token_id == 0 else -1
+        ids = ids.to(model.device)
+        packed = {
+            "input_ids": ids.view(1, -1),
+            "attention_mask": torch.ones_like(ids).view(1, -1),
+            "documents": torch.arange(2, device=ids.device).repeat_interleave(length)[None],
+            "position_ids": torch.arange(length, device=ids.device).repeat(1, 2),
+        }
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                given = blind_to_neighbours(packed, model, causal)
+                together = model(**{k: v for k, v in given.items() if k in takes}).logits
+                alone = torch.cat([model(input_ids=text[None]).logits for text in ids], dim=1)
+            if differ(together, alone):
+                problem = "lets one text reach another, or sees further in a row of several"
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            problem = f"does not take such rows ({error})"
+        model.train(was_training)
+    if problem is not None:
+        raise ValueError(
+            f"merge='pack' lets each text run as if alone, and {type(model).__name__} {problem}. "
+            "Use merge='concat' or merge=None."
+        )
+    return model
 
 
 @contextmanager

@@ -12,11 +12,22 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertLMHeadModel,
+    BloomConfig,
+    BloomForCausalLM,
     DataCollatorForLanguageModeling,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
@@ -30,6 +41,7 @@ from hflit.data.module import DataModule
 from hflit.data.texts import Texts, pack
 from hflit.tasks import TASKS
 from tests.conftest import WORDS, word_tokenizer
+from tests.tasks import tiny
 
 MAXLENGTH = 32
 SETTINGS = {
@@ -285,7 +297,7 @@ def test_packs_hold_whole_rows_tightly():
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "bert", "roberta"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "mistral", "bert", "roberta"])
 def test_21_packed_rows_do_not_see_each_other(texts, kind, attention, side):
     """In txtai's packs, attention and positions run across texts."""
     torch.manual_seed(0)
@@ -296,6 +308,9 @@ def test_21_packed_rows_do_not_see_each_other(texts, kind, attention, side):
     model = {
         "gpt2": lambda: gpt2()[0],
         "llama": lambda: LlamaForCausalLM(LlamaConfig(**small)),
+        "mistral": lambda: MistralForCausalLM(
+            MistralConfig(**small, num_key_value_heads=1, sliding_window=3)
+        ),
         "bert": lambda: BertForMaskedLM(BertConfig(**small)),
         "roberta": lambda: RobertaForMaskedLM(RobertaConfig(**small, pad_token_id=1)),
     }[kind]()
@@ -318,6 +333,48 @@ def test_21_packed_rows_do_not_see_each_other(texts, kind, attention, side):
                 alone = model(input_ids=batch["input_ids"][row][place][None]).logits[0]
                 worst = max(worst, float((logits[row][place] - alone).abs().max()))
     assert worst < 1e-6
+
+
+LEAKS = {  # a window seen through, a convolution that goes on, no mask or no positions of that kind
+    "modernbert": lambda size: ModernBertForMaskedLM(
+        ModernBertConfig(**size, local_attention=8, global_attn_every_n_layers=2, pad_token_id=0)
+    ),
+    "lfm2": lambda size: Lfm2ForCausalLM(
+        Lfm2Config(**size, num_key_value_heads=2, layer_types=["conv", "full_attention"])
+    ),
+    "deberta": lambda size: DebertaV2ForMaskedLM(DebertaV2Config(**size, relative_attention=True)),
+    "bloom": lambda size: BloomForCausalLM(
+        BloomConfig(vocab_size=105, hidden_size=32, n_layer=1, n_head=2)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LEAKS)
+def test_a_model_in_which_packed_texts_would_meet_is_refused(texts, kind):
+    size = {
+        "vocab_size": 105, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 32, "max_position_embeddings": 64, "initializer_range": 0.3,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = LEAKS[kind](size)
+    task = "language-generation" if "CausalLM" in type(model).__name__ else "language-modeling"
+    rows = [{"text": text} for text in texts]
+    expected = f"merge='pack' lets each text run as if alone, and {type(model).__name__} "
+    with pytest.raises(ValueError, match=expected):
+        HFTrainer()((model, word_tokenizer()), rows, task=task, merge="pack", maxlength=32)
+
+
+def test_an_encoder_would_see_what_it_is_to_predict(tmp_path):
+    """transformers warns, BERT reaches a loss near 0 and has learned nothing."""
+    encoder, tokenizer = BertForMaskedLM(BertConfig(**tiny.BERT)), word_tokenizer()
+    encoder.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    rows = tiny.rows("language-generation")
+    call = {"task": "language-generation", "merge": None, "max_steps": 1}
+    with pytest.raises(ValueError, match="BertLMHeadModel lets a token see those that come after"):
+        HFTrainer()(str(tmp_path), rows, **call)
+    decoder = BertLMHeadModel.from_pretrained(tmp_path, is_decoder=True)
+    HFTrainer()((decoder, tokenizer), rows, **call)
 
 
 def _args():
