@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from transformers import BartConfig, BartForConditionalGeneration, CohereConfig, CohereForCausalLM
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    CohereConfig,
+    CohereForCausalLM,
+    MBartConfig,
+    MBartForConditionalGeneration,
+)
 
 from hflit.arguments import parse
 from hflit.data.batching import IGNORE_INDEX
@@ -103,3 +110,14 @@ def test_asking_whether_a_head_is_plain_draws_no_random_numbers():
     state = torch.get_rng_state()
     assert module._heads_left_out
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_model_that_starts_decoding_from_the_last_token_may_pad_with_0():
+    """mBART takes the last token that is not padding, and the row asked with held nothing else."""
+    config = MBartConfig(
+        vocab_size=50, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, pad_token_id=0,
+    )  # fmt: skip
+    args, _ = parse({"use_cpu": True})
+    module = TASKS["sequence-sequence"](MBartForConditionalGeneration(config), args)
+    assert not module._heads_left_out  # a bias is added to what the head gives
