@@ -3,11 +3,12 @@
     python -m benchmarks.speed [--data FOLDER] [--only CASE ...] [--rounds N] [--results FILE]
 
 Each trainer runs in a process of its own, on the same rows in the same order from the same seed,
-dropout off. A first run of each is not timed: its losses must agree, and it counts tokens and peak
-memory. Then all run in turn, round after round, every second round backwards, and a ratio is the
-median over the rounds of what one took over what hflit took in the same round. Each round draws
-another order of the rows, the same for all, so that nobody has met its lengths before. Time counts
-from the first forward to the last weight update.
+dropout off but in the cases that name it, where draws differ and with them losses, a little. A
+first run of each is not timed: its losses must agree, and it counts tokens and peak memory. Then
+all run in turn, round after round, every second round backwards, and a ratio is the median over the
+rounds of what one took over what hflit took in the same round. Each round draws another order of
+the rows, the same for all, so that nobody has met its lengths before. Time counts from the first
+forward to the last weight update.
 
 The bare loop is PyTorch alone over the batches as hflit cuts them, with the task's own loss: what
 it takes less is what hflit's loop costs. On a processor for which MKL, torch's library of matrix
@@ -101,6 +102,7 @@ class Case:
             same, and of the mean of all, where masks are drawn or rows arranged differently.
         same: Whose updates each have the same loss.
         parity: Whether that loss is the one of `parity=True`, where hflit defines another.
+        dropout: Whether the model keeps its own.
     """
 
     task: str
@@ -113,6 +115,7 @@ class Case:
     tolerance: float = 1e-4
     same: tuple[str, ...] = ("transformers.Trainer", "txtai")
     parity: bool = False
+    dropout: bool = False
 
 
 CASES = {
@@ -121,6 +124,13 @@ CASES = {
     ),
     "text-classification, newsgroups20": Case(
         "text-classification", ("newsgroups20", ("text", "label")), 192, 32, {"maxlength": 512}
+    ),
+    "text-classification, sst2, dropout": Case(
+        "text-classification", ("sst2", ("sentence", "label")), 192, 32, same=(), dropout=True
+    ),
+    "text-classification, newsgroups20, dropout": Case(
+        "text-classification", ("newsgroups20", ("text", "label")), 192, 32, {"maxlength": 512},
+        same=(), dropout=True,
     ),
     "question-answering, squad_v2": Case(
         "question-answering", ("squad_v2", ("question", "context", "answers")), 32, 16,
@@ -175,14 +185,15 @@ def data_of(case: Case, folder: Path) -> tuple[list[dict[str, Any]], tuple[str, 
 
 
 def save_base(case: Case, rows: list[dict[str, Any]], folder: Path) -> None:
-    """Leave the model and tokenizer that all start from, without dropout."""
+    """Leave the model and tokenizer that all start from."""
     kind, words = case.model
     tokenizer: Any = AutoTokenizer.from_pretrained(minilm())
     config = AutoConfig.from_pretrained(minilm())
     sizes = {"num_hidden_layers": 6, "hidden_size": 384, "intermediate_size": 1536}
     set_seed(SEED)
     if kind == "minilm":
-        config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+        if not case.dropout:
+            config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
         auto = AutoModel if case.task == "text-classification" else AutoModelForMaskedLM
         model: Any = auto.from_pretrained(minilm(), config=config)
     elif kind == "electra":
