@@ -287,7 +287,8 @@ def _read_weights(path: str | None, auto_model: Any, config: Any, **options: Any
         ) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
-    model.new_weights = sorted(report["missing_keys"])
+    resized = {name for name, *_ in report["mismatched_keys"]}
+    model.new_weights = sorted({*report["missing_keys"], *resized})
     return model
 
 

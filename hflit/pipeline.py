@@ -247,7 +247,7 @@ class HFTrainer:
             if resumed is not None:
                 load_weights(model, resumed.folder)
             if find_learning_rate:  # by rates that end in losses without a value
-                with model_switched(model, arguments, parity, taught_by):
+                with model_switched(model, arguments, parity, taught_by, merge_adapter):
                     arguments.learning_rate = find_rate(module, data, flags)
             module.nonfinite = nonfinite or ("ignore" if parity else "stop")
             seed(arguments.seed)
@@ -270,7 +270,7 @@ class HFTrainer:
                 return bridge, trainer
 
             with stops.noted():
-                with model_switched(model, arguments, parity, taught_by):
+                with model_switched(model, arguments, parity, taught_by, merge_adapter):
                     bridge, trainer = fit_in_memory(fit, model, arguments)
 
                 self.lightning, self.state, self.metrics = trainer, bridge.state, bridge.metrics

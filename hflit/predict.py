@@ -135,7 +135,7 @@ def _classifier(saved: Saved) -> Callable[[Texts], list[dict[str, Any]]]:
 
     def predict(texts: Texts) -> list[dict[str, Any]]:
         logits = saved.model(**encode(_columns(texts))).logits.float().cpu()  # (batch, classes)
-        if config.problem_type == REGRESSION:
+        if config.problem_type == REGRESSION or (config.problem_type is None and len(names) == 1):
             return [{"score": score} for score in logits.squeeze(-1).tolist()]
         if config.problem_type == MULTI:
             return [

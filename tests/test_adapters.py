@@ -35,6 +35,7 @@ from hflit.adapters import (
     lora_config,
     quantization_config,
 )
+from hflit.cli.evaluate import evaluate_model
 from hflit.loading import load_base
 from hflit.tasks import TASKS
 from tests.conftest import word_tokenizer
@@ -202,6 +203,16 @@ def test_merged_model_says_the_same_and_loads_back_plain(bases, tmp_path, task, 
 
 
 @pytest.mark.filterwarnings("ignore:Input and output embeddings are no longer tied:UserWarning")
+@pytest.mark.parametrize("merge", [False, True])
+def test_answers_are_found_as_well_once_saved(bases, tmp_path, merge):
+    """peft gives its model no token types; the plain one that is left after merging gets them."""
+    task, data = "question-answering", rows("question-answering")
+    settings = {"lora": True, "merge_adapter": merge, "output_dir": str(tmp_path)}
+    trainer, *_ = run(bases / "bert", task, data, max_steps=20, **settings)
+    found = evaluate_model(str(tmp_path), data, {"task": task, "stride": 8, "maxlength": 32})
+    assert found["eval_loss"] == pytest.approx(trainer.metrics["eval_loss"], rel=1e-4)
+
+
 def test_what_a_copy_of_the_tied_decoder_loses(bases, tmp_path):
     """Merged, a trained copy of `cls` is untied. Its bias is not saved then, and loads as 0."""
     _, lost, tokenizer, _ = run(

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from peft import PeftModelForQuestionAnswering
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.debug_utils import DebugUnderflowOverflow
 from transformers.integrations import (
@@ -19,6 +20,7 @@ from transformers.integrations import (
 from transformers.training_args import DebugOption
 
 from hflit.tasks.dropout import fast_dropout
+from hflit.tasks.forwards import forwards_replaced
 from hflit.tasks.layers import fast_layers, gradients_by_row
 
 
@@ -75,11 +77,16 @@ def _own_words_shown(args: TrainingArguments) -> Iterator[None]:
 
 @contextmanager
 def model_switched(
-    model: Any, args: TrainingArguments, parity: bool = False, teacher: Any = None
+    model: Any,
+    args: TrainingArguments,
+    parity: bool = False,
+    teacher: Any = None,
+    merges: bool = False,
 ) -> Iterator[None]:
     """Prepare a model for training as the arguments ask; afterwards it is as it was.
 
-    Liger kernels stay: they replace the code of layers, not their weights.
+    With `merges` its adapter will be merged, so it reads what the plain model will be given. Liger
+    kernels stay: they replace the code of layers, not their weights.
     """
     with ExitStack() as undo:
         plain = args.world_size == 1 and args.device.type == "cpu" and not args.torch_compile
@@ -90,6 +97,9 @@ def model_switched(
                 undo.enter_context(fast_dropout())
             for each in [model] if teacher is None else [model, teacher]:
                 undo.enter_context(fast_layers(each))
+        if merges and not parity and isinstance(model, PeftModelForQuestionAnswering):
+            # peft 0.21 keeps token_type_ids and position_ids from this one kind of model.
+            undo.enter_context(forwards_replaced({model: model.base_model.forward}))
         undo.enter_context(_cache_switched(model.config, args.use_cache))
         if args.use_liger_kernel:  # never run: no package and no GPU was at hand
             apply_liger_kernel(model, args.liger_kernel_config)

@@ -57,7 +57,7 @@ class ClassificationMetrics:
                 "accuracy": MulticlassAccuracy(classes, average="micro"),
                 "f1_macro": MulticlassF1Score(classes, average="macro"),
                 "f1_weighted": MulticlassF1Score(classes, average="weighted"),
-                "matthews": MulticlassMatthewsCorrCoef(classes),
+                "matthews": _Matthews(classes),
             }
         self.counts = Counts(found)
 
@@ -90,3 +90,18 @@ class ClassificationMetrics:
         found, right = torch.cat(self.scores, dim=1)
         functions = {"pearson": pearson_corrcoef, "spearman": spearman_corrcoef}
         return {name: float(function(found, right)) for name, function in functions.items()}
+
+
+class _Matthews(MulticlassMatthewsCorrCoef):
+    """0 where all predictions, or all labels, are one class, as in scikit-learn.
+
+    torchmetrics 1.x has another value there for two classes.
+    """
+
+    def compute(self) -> Tensor:
+        """From the counts of labels by predictions (Gorodkin 2004)."""
+        counts: Tensor = self.confmat.double()
+        rows, labels, predicted = counts.sum(), counts.sum(dim=1), counts.sum(dim=0)
+        spread = (rows**2 - predicted @ predicted) * (rows**2 - labels @ labels)
+        shared = counts.trace() * rows - labels @ predicted
+        return shared / spread.sqrt() if spread > 0 else torch.zeros(())

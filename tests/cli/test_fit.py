@@ -13,6 +13,7 @@ import yaml
 
 import hflit
 from hflit import HFTrainer
+from hflit.cli.evaluate import evaluate_model
 from hflit.tasks import TASKS
 
 ROOT = str(Path(hflit.__file__).parent.parent)
@@ -84,6 +85,14 @@ def test_validate_names_what_it_evaluates_and_refuses_a_random_head(base, progra
     assert status == 2
     assert "base has no trained head for text-classification" in err
     assert "--data.test must be given" in program("test", *options)[2]
+
+
+def test_a_head_that_would_be_made_anew_for_other_labels_is_not_evaluated(tiny_bert, ragged_rows):
+    trainer = HFTrainer()
+    trainer(tiny_bert(num_labels=3), ragged_rows(12), max_steps=1, output_dir="out")
+    rows = [{"text": "w1", "label": "LABEL_0"}, {"text": "w2", "label": "another"}]
+    with pytest.raises(ValueError, match=r"out has no trained head .* classifier.weight"):
+        evaluate_model("out", rows, {"task": "text-classification"})
 
 
 def test_an_adapter_is_fitted_validated_and_asked(base, program):

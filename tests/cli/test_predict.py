@@ -89,6 +89,19 @@ def test_several_labels_and_scores_of_a_regression(tiny_bert, ragged_rows):
     assert set(trainer.predict(scores)[0]) == {"score"}
 
 
+def test_one_output_of_no_stated_problem_is_a_score(tiny_bert):
+    """As rerankers have it; a softmax over one class is 1."""
+    texts = [{"text": "w1"}, {"text": "w2 w3"}]
+    rows = [{**row, "label": n + 0.5} for n, row in enumerate(texts)]
+    trainer = HFTrainer()
+    model, tokenizer = trainer(tiny_bert(num_labels=1), rows, max_steps=1)
+    model.config.problem_type = None
+    with torch.no_grad():
+        expected = [model(**tokenizer(row["text"], return_tensors="pt")).logits for row in texts]
+    found = [each["score"] for each in trainer.predict(texts)]
+    assert found == pytest.approx([float(each) for each in expected], abs=1e-6)
+
+
 def test_the_truth_can_be_kept_beside(base, program):
     program("fit", *base(), "--args.max_steps", "1", "--args.output_dir", "out")
     out = program("predict", "--model", "out", "--data", "val.jsonl", "--keep", "[text, label]")[1]

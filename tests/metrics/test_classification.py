@@ -52,6 +52,8 @@ def test_classes(classes, sizes, seed):
         ([0, 1, 0, 1], [0, 0, 0, 0]),  # one class in the validation rows
         ([1, 0, 1, 0], [0, 1, 0, 1]),  # all wrong
         ([0, 1, 0, 1], [0, 1, 0, 1]),  # all right
+        ([1, 1, 1, 1], [1, 1, 0, 1]),  # torchmetrics' own coefficient: not 0
+        ([1, 1, 0, 1], [0, 0, 0, 0]),
     ],
 )
 def test_classes_at_the_edges(predicted, labels):
