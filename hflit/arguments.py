@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, get_type_hints
 
+import numpy as np
 import torch
 import transformers
 from lightning.pytorch import Callback, Trainer
@@ -149,6 +150,7 @@ def parse(
         >>> args.learning_rate, args.bf16, flags["precision"]
         (0.0003, True, 'bf16-mixed')
     """
+    keywords = {k: v.item() if isinstance(v, np.generic) else v for k, v in keywords.items()}
     flag_names = {*PASSED, *SHARED, *PROCESSES, *REFUSED}
     known = {*RENAMED, *DROPPED, *GONE, *flag_names, *(FIELDS.keys() & DEFAULTS.keys())}
     raise_all(

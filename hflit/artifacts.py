@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,10 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, TrainingArguments
 
 from hflit.adapters import save_config
+
+HALVES = ("generator", "discriminator")
+ADAPTER = ("adapter_config.json", "adapter_model.*")
+WHOLE = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 
 
 def save_artifacts(
@@ -35,10 +40,28 @@ def save_artifacts(
     with _written_here():
         model.save_pretrained(str(folder))
     save_config(model, folder)
+    _leave_one_form(model, folder)
     tokenizer.save_pretrained(folder)
     state.save_to_json(str(folder / "trainer_state.json"))
     arguments = {k: v for k, v in args.to_dict().items() if not k.endswith("_token")}
     (folder / "training_args.json").write_text(json.dumps(arguments, indent=2, default=str) + "\n")
+
+
+def _leave_one_form(model: Any, folder: Path) -> None:
+    """Remove what a model of another form left there in an earlier run, and would load first."""
+    halves = {name: getattr(model, name) for name in HALVES if hasattr(model, name)}
+    for name in HALVES:
+        if name in halves:
+            _leave_one_form(halves[name], folder / name)
+        elif (folder / name / "config.json").exists():
+            shutil.rmtree(folder / name)
+    is_adapter = isinstance(model, PeftModel)
+    others = [] if is_adapter else [*ADAPTER]
+    others += WHOLE if is_adapter or halves else ()
+    others += ["config.json"] if halves else []
+    for name in others:
+        for file in folder.glob(name):
+            file.unlink()
 
 
 @contextmanager

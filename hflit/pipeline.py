@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import warnings
 from collections.abc import Callable
@@ -48,6 +49,8 @@ from hflit.request import check_budget, check_evaluation, check_request, read_da
 from hflit.saved import Saved, save_run
 from hflit.tasks.distillation import Distillation
 from hflit.tasks.parts import packable
+
+logger = logging.getLogger(__name__)
 
 # From so many parameters on it is worth a third of a second to free what the last run left.
 LARGE = 1_000_000
@@ -286,6 +289,10 @@ class HFTrainer:
                     save_run(folder, facts)
                     write_card(folder, facts, self.state.log_history, self.metrics)
                     hub.finish(arguments)
+                if bridge.failure is not None:
+                    saved = f"; the model is in {folder}" if arguments.should_save else ""
+                    logger.error("The evaluation after training failed%s.", saved)
+                    raise bridge.failure
                 from_first(None, processes.world)  # all of output_dir is there
         return model, start.tokenizer
 

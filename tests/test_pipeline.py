@@ -5,9 +5,11 @@ import tempfile
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForSequenceClassification,
@@ -20,6 +22,8 @@ from transformers import (
 from hflit import HFTrainer
 from hflit.arguments import Arguments
 from hflit.artifacts import save_artifacts
+from hflit.predict import predictions
+from hflit.saved import load_saved
 
 ROWS = [{"text": f"w{n} w{n + 1}", "label": n % 2} for n in range(8)]
 PAIRS = [{"a": f"w{n}", "b": "w9", "same": bool(n % 2)} for n in range(8)]
@@ -305,3 +309,87 @@ def test_what_a_run_tells(tiny_bert, ragged_rows):
     assert trainer.state.global_step == trainer.lightning.global_step == 3
     assert {"train_loss", "train_runtime", "eval_loss", "eval_accuracy"} <= set(trainer.metrics)
     assert Path("checkpoint-3").exists() is False
+
+
+def model_files(folder):
+    return {
+        each.relative_to(folder).as_posix() for each in Path(folder).rglob("*model.safetensors")
+    }
+
+
+FORMS = {
+    "adapter": ({"lora": True}, {"adapter_model.safetensors"}),
+    "whole": ({}, {"model.safetensors"}),
+    "merged": ({"lora": True, "merge_adapter": True}, {"model.safetensors"}),
+    "pair": (
+        {"task": "token-detection", "merge": None},
+        {"generator/model.safetensors", "discriminator/model.safetensors"},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [("adapter", "whole"), ("adapter", "merged"), ("whole", "adapter"), ("pair", "whole"),
+     ("whole", "pair")],
+)  # fmt: skip
+def test_a_folder_used_again_holds_the_last_model_alone(base, first, then):
+    """An adapter, or a pair, that an earlier run left would be loaded in its place."""
+    for name in (first, then):
+        options, files = FORMS[name]
+        trainer = HFTrainer()
+        trainer(base, ROWS, max_steps=1, learning_rate=0.1, output_dir="out", **options)
+        assert model_files("out") == files
+    if then != "pair":
+        saved = list(predictions(load_saved("out"), ROWS))
+        assert saved == [
+            {"label": each["label"], "score": pytest.approx(each["score"])}
+            for each in trainer.predict(ROWS)
+        ]
+
+
+def test_metrics_are_those_of_the_weights_that_are_returned(base):
+    turns = iter([2.0, 1.0, 3.0])
+    trainer = HFTrainer()
+    trainer(
+        base, ROWS, ROWS, metrics=lambda seen: {"turn": next(turns)}, num_train_epochs=3,
+        metric_for_best_model="turn", greater_is_better=False, load_best_model_at_end=True,
+        eval_strategy="epoch", save_strategy="epoch", output_dir="out", logging_steps=1,
+    )  # fmt: skip
+    assert trainer.state.best_global_step == 2
+    (entry,) = [e for e in trainer.state.log_history if e["step"] == 2 and "eval_loss" in e]
+    assert trainer.metrics["eval_turn"] == 1.0
+    assert trainer.metrics["eval_loss"] == entry["eval_loss"]
+    assert "| turn | 1.0000 |" in Path("out/README.md").read_text()
+
+
+def test_an_evaluation_that_nobody_asked_for_loses_no_model(base):
+    def broken(seen):
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        HFTrainer()(base, ROWS, ROWS, metrics=broken, max_steps=2, output_dir="out")
+    assert list(predictions(load_saved("out"), ROWS))
+    assert json.loads(Path("out/trainer_state.json").read_text())["global_step"] == 2
+
+
+def test_figures_that_are_not_single_numbers_are_kept_and_not_drawn(base):
+    odd = {"each": [0.5, 0.25], "array": np.array([1, 2]), "told": "well", "share": np.float32(0.5)}
+    trainer = HFTrainer()
+    logger = TensorBoardLogger("logs")
+    settings = {"eval_strategy": "epoch", "num_train_epochs": 2, "logger": logger}
+    trainer(base, ROWS, ROWS, metrics=lambda _: odd, output_dir="out", **settings)
+    expected = {"eval_each": [0.5, 0.25], "eval_array": [1, 2], "eval_told": "well"}
+    kept = json.loads(Path("out/trainer_state.json").read_text())["log_history"]
+    for found in (trainer.metrics, next(entry for entry in kept if "eval_loss" in entry)):
+        assert {name: found[name] for name in expected} == expected
+        assert found["eval_share"] == 0.5
+    assert "| share | 0.5000 |" in Path("out/README.md").read_text()
+
+
+def test_numbers_of_numpy_are_numbers(base):
+    settings = {"learning_rate": np.float32(1e-4), "seed": np.int64(3)}
+    sizes = dict.fromkeys(("per_device_train_batch_size", "max_steps"), np.int64(2))
+    HFTrainer()(base, ROWS, output_dir="out", **settings, **sizes)
+    kept = json.loads(Path("out/training_args.json").read_text())
+    assert (kept["seed"], kept["max_steps"]) == (3, 2)

@@ -75,6 +75,7 @@ class Bridge(L.Callback):
         self.listeners = Listeners(args, module.model, tokenizer, callbacks or [])
         self.state = self.listeners.new_state()
         self.metrics: dict[str, float] = {}
+        self.failure: Exception | None = None
         module.tell = self._event
         self._event("on_init_end")
 
@@ -211,13 +212,22 @@ class Bridge(L.Callback):
         self.metrics.update({**figures, "train_padding_share": self.sums.padding_share()})
         self._log(trainer, figures)
         is_best = self.checkpoints.load_best(self.state)
+        if is_best:  # the figures of what is returned
+            entries = [e for e in self.state.log_history if "eval_runtime" in e]
+            of_best = [e for e in entries if e["step"] == self.state.best_global_step]
+            self.metrics.update({k: v for e in of_best for k, v in e.items() if k[:5] == "eval_"})
         self.checkpoints.keep_only_best(self.state)
         # Trackers close at the end, so they are told when nothing more is to be logged.
         self.listeners.tell_some("on_train_end", self.state, trackers=False)
         evaluated = [e["step"] for e in self.state.log_history if "eval_runtime" in e]
         is_evaluated = is_best or (bool(evaluated) and evaluated[-1] == step)
         if self.run_evaluation is not None and not is_evaluated:
-            self.evaluate(trainer, step_schedule=False)
+            try:
+                self.evaluate(trainer, step_schedule=False)
+            except Exception as error:
+                if self.world > 1:
+                    raise
+                self.failure = error  # raised once the model is saved
         self.listeners.tell_some("on_train_end", self.state, trackers=True)
 
     def on_exception(
@@ -352,8 +362,9 @@ class Bridge(L.Callback):
                 figures |= speed_metrics("train", start, num_tokens=seen - self.tokens_before)
         self.state.log_history.append({**figures, "step": self.state.global_step})
         self._event("on_log", logs=figures)
+        numbers = {k: v for k, v in figures.items() if isinstance(v, (int, float))}
         for logger in trainer.loggers:
-            logger.log_metrics(figures, step=self.state.global_step)
+            logger.log_metrics(numbers, step=self.state.global_step)
 
     def _event(self, name: str, **details: Any) -> None:
         self.listeners.tell(name, self.state, **details)

@@ -22,6 +22,7 @@ from hflit.loop.folders import (
     SCALE,
     SHARES,
     aside,
+    by_age,
     flaw,
     numbered,
     random_file,
@@ -167,21 +168,23 @@ class Checkpoints:
         best = state.best_model_checkpoint
         if self.args.should_save and self.args.save_total_limit == 1 and best is not None:
             for folder in numbered(cast(str, self.args.output_dir)):
-                if folder != Path(best):
+                if not _is(folder, best):
                     remove(folder)
 
     def _rotate(self, newest: Path, best: str | None) -> None:
         limit = self.args.save_total_limit
         if limit is None or limit <= 0:
             return
-        kept = {newest} | ({Path(best)} if best else set())
-        folders = numbered(newest.parent)
-        written = [folder.stat().st_mtime for folder in folders]
-        if max(written) - min(written) >= 1:  # else some file systems tell no times
-            folders = [folder for _, folder in sorted(zip(written, folders, strict=True))]
+        folders = by_age(numbered(newest.parent))
+        kept = {newest} | {folder for folder in folders if _is(folder, best)}
         excess = len(folders) - max(limit, len(kept))
         for folder in [folder for folder in folders if folder not in kept][: max(excess, 0)]:
             remove(folder)
+
+
+def _is(folder: Path, name: str | None) -> bool:
+    """Whether a name, in whatever spelling, is that of a folder."""
+    return name is not None and folder.resolve() == Path(name).resolve()
 
 
 def _newest_whole(output_dir: Path) -> str:

@@ -101,6 +101,7 @@ def evaluate(
         everything = dealt_back(everyones(told, world))
         results, rows = [each for each, _ in everything], [count for _, count in everything]
     figures = {} if judge is None else denumpify_detensorize(dict(judge.figures()))
+    figures = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in figures.items()}
     if results:
         figures["eval_loss"] = _loss_of(results, rows, args, module)
     figures = {k if k.startswith("eval_") else f"eval_{k}": v for k, v in figures.items()}

@@ -48,6 +48,14 @@ def numbered(output_dir: str | Path) -> list[Path]:
     return sorted((f for f in found if f.is_dir()), key=lambda f: int(f.name.split("-")[1]))
 
 
+def by_age(folders: list[Path]) -> list[Path]:
+    """Folders in the order in which they were written; as given, where that is not known."""
+    written = [folder.stat().st_mtime for folder in folders]
+    if not written or max(written) - min(written) < 1:  # some file systems tell no times
+        return folders
+    return [folder for _, folder in sorted(zip(written, folders, strict=True))]
+
+
 # Judging.
 
 

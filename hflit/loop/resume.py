@@ -24,6 +24,7 @@ from hflit.loop.folders import (
     SCALE,
     SHARES,
     TENSORS,
+    by_age,
     clean,
     flaw,
     numbered,
@@ -222,7 +223,13 @@ def _newest(output_dir: str | None) -> Path:
     if not output_dir:
         raise ValueError("checkpoint=True looks in output_dir. Give it, or name the folder.")
     problems: list[str] = []
-    for folder in reversed(numbered(output_dir)):
+    folders = numbered(output_dir)
+    if folders and (last := by_age(folders)[-1]) != folders[-1]:
+        raise ValueError(
+            f"checkpoint=True does not know which to go on from: {last} is newer than "
+            f"{folders[-1]}, so they are of two runs. Name one, such as checkpoint={str(last)!r}."
+        )
+    for folder in reversed(folders):
         if (folder / MARK).exists():
             problem = flaw(folder) or _lack(folder) or _unreadable(folder)
         else:

@@ -44,11 +44,13 @@ def write_card(
 
 
 def shown(metrics: dict[str, Any]) -> dict[str, float]:
-    """The figures of the evaluation, without its speed."""
+    """The figures of the evaluation that are single numbers, without its speed."""
     return {
         name: value
         for name, value in metrics.items()
-        if name.startswith("eval_") and not any(each in name for each in SKIPPED)
+        if name.startswith("eval_")
+        and isinstance(value, (int, float))
+        and not any(each in name for each in SKIPPED)
     }
 
 

@@ -21,6 +21,10 @@ def learning_curves(history: Sequence[dict[str, Any]]) -> Figure | None:
     Args:
         history: `log_history` of the run.
     """
+    history = [
+        {name: value for name, value in entry.items() if isinstance(value, (int, float))}
+        for entry in history
+    ]
     names = dict.fromkeys(name for entry in history for name in entry)
     metrics = [n for n in names if n.startswith("eval_") and not any(s in n for s in SKIPPED)]
     losses: list[str] = ["loss", "eval_loss"]
@@ -41,8 +45,7 @@ def learning_curves(history: Sequence[dict[str, Any]]) -> Figure | None:
         axes = figure.add_subplot(down, across, place)
         for name in lines:
             points = [(each["step"], each[name]) for each in history if name in each]
-            numbers = [(x, y) for x, y in points if isinstance(y, (int, float))]
-            axes.plot(*zip(*numbers, strict=True), marker=".", label=name)
+            axes.plot(*zip(*points, strict=True), marker=".", label=name)
         axes.set_title(title)
         axes.set_xlabel("update")
         axes.grid(alpha=0.3)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import datasets
 import psutil
@@ -675,3 +676,32 @@ def test_a_run_that_ended_in_mid_epoch_can_be_made_longer(tiny_bert, ragged_rows
         tiny_bert, ragged_rows, tmp_path / "short", max_steps=10, checkpoint=True, **arguments
     )
     assert losses(longer.state) == losses(whole.state)
+
+
+def test_checkpoints_of_two_runs_in_a_folder_are_told_apart(tiny_bert, ragged_rows, tmp_path):
+    """The highest number may be of an earlier run; copied folders have lost their times."""
+    out = str(tmp_path / "out")
+    train(tiny_bert(), ragged_rows(16), output_dir=out)  # checkpoints 1 to 4
+    os.utime(tmp_path / "out" / "checkpoint-2")
+    then = time.time() - 60
+    for number in (1, 3, 4):
+        os.utime(tmp_path / "out" / f"checkpoint-{number}", (then + number, then + number))
+    with pytest.raises(ValueError, match=r"checkpoint-2 is newer than .*checkpoint-4, so they are"):
+        train(tiny_bert(), ragged_rows(16), output_dir=out, checkpoint=True)
+    trainer, _ = train(
+        tiny_bert(), ragged_rows(16), output_dir=out, checkpoint=f"{out}/checkpoint-2"
+    )
+    assert trainer.state.global_step == 4
+
+
+def test_the_only_checkpoint_stays_whatever_the_folder_is_called(tiny_bert, ragged_rows, tmp_path):
+    settings = {
+        "save_total_limit": 1, "load_best_model_at_end": True, "eval_strategy": "steps",
+        "eval_steps": 1, "greater_is_better": False,
+    }  # fmt: skip
+    rows = ragged_rows(16)
+    train(tiny_bert(), rows, rows, output_dir="out", **settings)
+    (only,) = Path("out").glob("checkpoint-*")
+    for name in (Path("out").resolve(), "./out/../out"):
+        train(tiny_bert(), rows, rows, output_dir=f"{name}", checkpoint=f"{only}", **settings)
+        assert list(Path("out").glob("checkpoint-*")) != []
