@@ -5,6 +5,7 @@ The only file that knows both vocabularies, with its tables in `fields`; imports
 
 import dataclasses
 import difflib
+import os
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, get_type_hints
@@ -149,6 +150,7 @@ def parse(
         >>> args.learning_rate, args.bf16, flags["precision"]
         (0.0003, True, 'bf16-mixed')
     """
+    keywords = expanded(keywords)
     flag_names = {*PASSED, *SHARED, *PROCESSES, *REFUSED}
     known = {*RENAMED, *DROPPED, *GONE, *flag_names, *(FIELDS.keys() & DEFAULTS.keys())}
     raise_all(
@@ -164,6 +166,14 @@ def parse(
     check({**DEFAULTS, **arguments})
     args = Arguments(**arguments)
     return args, _trainer_flags(args, arguments, flags)
+
+
+def expanded(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords with the home folder in place of a `~` that begins output_dir."""
+    folder = keywords.get("output_dir")
+    if isinstance(folder, (str, os.PathLike)):
+        return {**keywords, "output_dir": os.path.expanduser(folder)}
+    return dict(keywords)
 
 
 DEFAULTS: dict[str, Any] = {

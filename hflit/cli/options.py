@@ -17,7 +17,7 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser, Namespace
 from transformers import TrainerCallback
 
-from hflit.arguments import DEFAULTS, FIELDS, Arguments
+from hflit.arguments import DEFAULTS, FIELDS, Arguments, expanded
 from hflit.fields import DROPPED, GONE, REFUSED, RENAMED
 from hflit.pipeline import HFTrainer
 
@@ -112,7 +112,7 @@ def given(parser: ArgumentParser, config: Namespace) -> dict[str, dict[str, Any]
 def call_of(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     """The keywords of the call that a configuration stands for; `config` is without defaults."""
     kept, objects = given(parser, config), parser.instantiate(config).as_dict()
-    return {name: objects[group][name] for group in GROUPS for name in kept[group]}
+    return expanded({name: objects[group][name] for group in GROUPS for name in kept[group]})
 
 
 def split_call(call: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

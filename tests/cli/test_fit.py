@@ -13,6 +13,7 @@ import yaml
 
 import hflit
 from hflit import HFTrainer
+from hflit.cli.fit import is_resumable, read_call
 from hflit.tasks import TASKS
 
 ROOT = str(Path(hflit.__file__).parent.parent)
@@ -52,6 +53,23 @@ def test_without_an_output_dir_nothing_is_written(base, program):
     before = sorted(Path().rglob("*"))
     assert "Nothing was saved" in program("fit", *options, "--args.max_steps", "1")[1]
     assert sorted(Path().rglob("*")) == before
+
+
+def test_a_home_folder_that_no_shell_expanded_is_one_folder(base, program, monkeypatch):
+    """Once the model was in the home folder, and config.yaml in one called ~."""
+    monkeypatch.setenv("HOME", str(Path("home").absolute()))
+    options = [*base(), "--args.max_steps", "2", "--args.save_strategy", "epoch"]
+    options += ["--args.output_dir", "~/one"]
+    assert program("fit", *options)[0] == 0
+    assert Path("home/one/config.yaml").exists()
+    assert not Path("~").exists()
+    assert is_resumable(read_call("fit", "", options, ())[2]["output_dir"])
+    assert program("validate", *options)[1].startswith(
+        f"{Path('home/one').absolute()} on val.jsonl"
+    )
+    Path("home/two").touch()
+    options[-1] = "~/two"
+    assert "two' is a file. Name a folder." in program("fit", *options)[2]
 
 
 @pytest.mark.parametrize("task", TASKS)
