@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any, Union
 
 import lightning.pytorch as L
+import yaml
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser, Namespace
 from transformers import TrainerCallback
@@ -47,9 +48,24 @@ TYPES = {
 TEST = "Rows for `hflit test`; the other commands do not read them."
 
 
+class RunParser(ArgumentParser):
+    """Reads a group of a file that holds nothing, such as one in comments, as one not there."""
+
+    def parse_string(self, content: str, *args: Any, **options: Any) -> Namespace:
+        """Read what stands in a file."""
+        try:
+            groups = yaml.safe_load(content)
+        except yaml.YAMLError:
+            groups = content  # told by the parser
+        if groups is None or (isinstance(groups, dict) and None in groups.values()):
+            kept = {name: value for name, value in (groups or {}).items() if value is not None}
+            content = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+        return super().parse_string(content, *args, **options)
+
+
 def make_parser(command: str, about: str) -> ArgumentParser:
     """The parser of a command that takes the whole configuration of a run."""
-    parser = ArgumentParser(
+    parser = RunParser(
         prog=f"hflit {command}",
         usage=f"hflit {command} [--config FILE ...] [options]",
         description=f"{about} Every option can stand in a file for --config, under its group, or "

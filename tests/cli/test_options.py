@@ -48,6 +48,16 @@ def test_a_later_file_wins_and_an_option_wins_over_both(read, tmp_path):
     assert read(*words) == {"learning_rate": 1e-3, "seed": 2, "max_steps": 7}
 
 
+@pytest.mark.parametrize("text", ["", "# args:\n", "args:\n", "trainer:\nargs:\n  # seed: 1\n"])
+def test_a_file_or_a_group_may_hold_nothing(text, read, tmp_path):
+    """Once `trainer:` with all its lines in comments was a traceback."""
+    (tmp_path / "a.yaml").write_text("args: {seed: 2}\n")
+    (tmp_path / "b.yaml").write_text(text)
+    assert read("--config", "a.yaml", "--config", "b.yaml") == {"seed": 2}
+    (tmp_path / "c.yaml").write_text("trainer:\nargs: {learning_rate: 1e-3}\n")
+    assert read("--config", "b.yaml", "--config", "c.yaml") == {"learning_rate": 1e-3}
+
+
 def test_the_environment_stands_below_files(read, tmp_path, monkeypatch):
     monkeypatch.setenv("HFLIT_ARGS__LEARNING_RATE", "0.5")
     monkeypatch.setenv("HFLIT_DATA__COLUMNS", "[a, b]")
