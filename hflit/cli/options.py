@@ -62,6 +62,10 @@ class RunParser(ArgumentParser):
             content = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
         return super().parse_string(content, *args, **options)
 
+    def format_help(self) -> str:
+        """The help, with functions among the types by their names alone."""
+        return re.sub(r"<function\s+(\w+)\s+at\s+0x\w+>", r"\1", super().format_help())
+
 
 def make_parser(command: str, about: str) -> ArgumentParser:
     """The parser of a command that takes the whole configuration of a run."""
@@ -77,6 +81,8 @@ def make_parser(command: str, about: str) -> ArgumentParser:
     parser.add_argument("--config", action="config", help="YAML file; a later one wins.")
     groups = {name: parser.add_argument_group(name, about) for name, about in GROUPS.items()}
     for group, name, kind, default, about in _options():
+        if {*typing.get_args(kind)} == {str, type(None)}:
+            kind = text
         shown = about.replace("%", "%%") if about else argparse.SUPPRESS
         groups[group].add_argument(f"--{group}.{name}", type=kind, default=default, help=shown)
     return parser
@@ -188,6 +194,15 @@ def _field_type(kind: Any) -> Any:
 def word(value: Any) -> Any:
     """A word; `no`, which YAML reads as false, among them."""
     return "no" if value is False else getattr(value, "value", value)
+
+
+def text(value: Any) -> str | None:
+    """A text as it is typed, also one in which YAML reads a number or a comment; or null."""
+    if value is None or value == "null":
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not text.")
+    return value
 
 
 def _text_last(kind: Any) -> Any:
