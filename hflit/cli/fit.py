@@ -123,13 +123,18 @@ def read_call(
     parser = make_parser(command, about)
     add_options(parser)
     config = read_options(parser, argv, defaults=False)
-    missing = [f"--{name}" for name in needed if not config.get(name)]
-    if missing:
-        raise ValueError(f"{' and '.join(missing)} must be given, here or in a file of --config.")
+    check_given(config, needed)
     call = call_of(parser, config)
     call.pop("test", None)
     be_quiet()
     return parser, config, call
+
+
+def check_given(config: Namespace, needed: Sequence[str]) -> None:
+    """Raise ValueError if one of the options that are needed was not given."""
+    missing = [f"--{name}" for name in needed if not config.get(name)]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} must be given, here or in a file of --config.")
 
 
 def config_text(parser: ArgumentParser, config: Namespace) -> str:

@@ -193,7 +193,7 @@ def _field_type(kind: Any) -> Any:
 
 def word(value: Any) -> Any:
     """A word; `no`, which YAML reads as false, among them."""
-    return "no" if value is False else getattr(value, "value", value)
+    return "no" if value in (False, "false") else getattr(value, "value", value)
 
 
 def text(value: Any) -> str | None:
