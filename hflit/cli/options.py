@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
+import os
 import re
 import types
 import typing
+import warnings
 from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import Any, Union
@@ -99,6 +101,8 @@ def read_options(parser: ArgumentParser, argv: Sequence[str], defaults: bool = T
     Raises:
         ValueError: An option is unknown or has a wrong value; said in one line.
     """
+    if parser.default_env:
+        _warn_of_environment(parser)
     first: list[str] = []
     rest: list[str] = []
     words = list(argv)
@@ -112,6 +116,16 @@ def read_options(parser: ArgumentParser, argv: Sequence[str], defaults: bool = T
         return parser.parse_args([*first, *rest], defaults=defaults or printed)
     except argparse.ArgumentError as error:
         raise ValueError(_told(parser, error)) from error
+
+
+def _warn_of_environment(parser: ArgumentParser) -> None:
+    """Warn of environment variables that look like options of a run and are none."""
+    known = {f"HFLIT_{each.dest}".replace(".", "__").upper() for each in parser._actions}
+    for name in os.environ.keys() - known:
+        if re.match(f"HFLIT_({'|'.join(GROUPS)})__", name, re.IGNORECASE):
+            nearest = difflib.get_close_matches(name, known, n=1)
+            advice = f" Did you mean {nearest[0]}?" if nearest else ""
+            warnings.warn(f"The environment variable {name} is no option.{advice}", stacklevel=2)
 
 
 def given(parser: ArgumentParser, config: Namespace) -> dict[str, dict[str, Any]]:

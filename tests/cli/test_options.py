@@ -66,6 +66,16 @@ def test_the_environment_stands_below_files(read, tmp_path, monkeypatch):
     assert read("--config", "a.yaml") == {"learning_rate": 0.25, "columns": ["a", "b"]}
 
 
+def test_a_misspelled_variable_of_the_environment_is_told(read, monkeypatch):
+    monkeypatch.setenv("HFLIT_ARGS__SEDE", "3")
+    with pytest.warns(UserWarning, match=r"HFLIT_ARGS__SEDE is no option\. .*HFLIT_ARGS__SEED\?"):
+        assert read() == {}
+    monkeypatch.delenv("HFLIT_ARGS__SEDE")
+    for name in ("HFLIT_DEBUG", "HFLIT_CACHE__SIZE", "HFLIT_ARGS__SEED"):  # no option, or one
+        monkeypatch.setenv(name, "3")
+    assert read() == {"seed": 3}  # a warning would be an error here
+
+
 def test_a_value_at_its_default_is_given_too(read):
     """Once `--args.bf16 false` was lost here, and the run went on in bfloat16."""
     call = read("--args.bf16", "false", "--trainer.precision", "bf16-mixed")
