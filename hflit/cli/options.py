@@ -64,9 +64,9 @@ class RunParser(ArgumentParser):
             content = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
         return super().parse_string(content, *args, **options)
 
-    def format_help(self) -> str:
+    def format_help(self, *args: Any) -> str:
         """The help, with functions among the types by their names alone."""
-        return re.sub(r"<function\s+(\w+)\s+at\s+0x\w+>", r"\1", super().format_help())
+        return re.sub(r"<function\s+(\w+)\s+at\s+0x\w+>", r"\1", super().format_help(*args))
 
 
 def make_parser(command: str, about: str) -> ArgumentParser:
