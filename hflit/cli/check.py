@@ -204,7 +204,8 @@ def _samples(data: DataModule) -> list[dict[str, Any]]:
     rows = list(data.tokens["train"].take(2))
     if getattr(data.tokenization, "masked", False):  # masks are drawn for each batch
         batch = next(iter(data.train_dataloader()))[0]
-        rows = [{k: batch[k][i].tolist() for k in ("input_ids", "labels")} for i in (0, 1)]
+        pairs = zip(batch["input_ids"].tolist()[:2], batch["labels"].tolist(), strict=False)
+        rows = [{"input_ids": ids, "labels": labels} for ids, labels in pairs]
     samples = []
     for row in rows:
         ids, labels = row["input_ids"], row.get("labels")

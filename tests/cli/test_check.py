@@ -121,6 +121,14 @@ def test_masked_tokens_are_marked_and_told(base, found):
         assert marked == len(sample["label"].split()) > 0
 
 
+def test_batches_of_one_row_show_one_input(base, found):
+    """Once this was an IndexError."""
+    words = [*base("language-modeling"), "--args.per_device_train_batch_size", "1"]
+    assert len(found(*words)[1]["samples"]) == 1
+    write("train.jsonl", [{"text": "w1 w2 w3"}])
+    assert len(found(*words)[1]["samples"]) == 1
+
+
 def test_labels_are_shown_in_color(base, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     main(["check", *base("question-answering")])
