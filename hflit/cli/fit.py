@@ -168,10 +168,15 @@ def be_quiet() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers")
 
 
+def plain_console() -> Console:
+    """A screen that shows texts as they are, also those with brackets and colons in them."""
+    return Console(markup=False, emoji=False, highlight=False)
+
+
 def show_figures(figures: dict[str, Any], title: str) -> None:
     """Print figures as a table."""
     print(f"{title}:")
     table = Table(show_header=False, box=None)
     for name, value in sorted(figures.items()):
         table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else str(value))
-    Console().print(table)
+    plain_console().print(table)

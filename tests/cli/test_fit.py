@@ -13,7 +13,7 @@ import yaml
 
 import hflit
 from hflit import HFTrainer
-from hflit.cli.fit import is_resumable, read_call
+from hflit.cli.fit import is_resumable, read_call, show_figures
 from hflit.tasks import TASKS
 
 ROOT = str(Path(hflit.__file__).parent.parent)
@@ -46,6 +46,11 @@ def test_the_saved_configuration_gives_the_same_losses_as_the_run_and_the_call(b
     assert losses("one") == losses("two") == called
     config = yaml.safe_load(Path("one/config.yaml").read_text())
     assert config["data"] == {"train": "train.jsonl", "validation": "val.jsonl", "maxlength": 32}
+
+
+def test_figures_are_shown_by_the_names_they_have(capsys):
+    show_figures({"eval_f1_[neg]": 0.5, "eval_[/x]": 1}, "After")
+    assert re.findall(r"eval_\S+", capsys.readouterr().out) == ["eval_[/x]", "eval_f1_[neg]"]
 
 
 def test_without_an_output_dir_nothing_is_written(base, program):
