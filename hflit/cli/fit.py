@@ -25,6 +25,7 @@ from hflit.loop.folders import flaw, numbered
 from hflit.pipeline import HFTrainer
 
 SECRETS = ("hub_token", "push_to_hub_token")
+RESUMING = ("checkpoint", "resume_from_checkpoint")
 
 
 class SaveConfig(L.Callback):
@@ -138,9 +139,10 @@ def check_given(config: Namespace, needed: Sequence[str]) -> None:
 
 
 def config_text(parser: ArgumentParser, config: Namespace) -> str:
-    """The options that were given, in YAML, without secrets."""
+    """The options of the whole run in YAML: neither secrets, nor where it went on."""
+    left_out = (*SECRETS, *RESUMING)
     groups = {
-        group: {name: value for name, value in values.items() if name not in SECRETS}
+        group: {name: value for name, value in values.items() if name not in left_out}
         for group, values in given(parser, config).items()
     }
     kept = {group: _plain(values) for group, values in groups.items() if values}

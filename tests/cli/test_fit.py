@@ -134,6 +134,19 @@ def test_a_run_goes_on_from_its_checkpoint(base, program):
     assert out.startswith("part/checkpoint-3 on val.jsonl:")
 
 
+@pytest.mark.parametrize("name", ["--model.checkpoint", "--args.resume_from_checkpoint"])
+def test_the_configuration_of_a_run_that_went_on_is_that_of_the_whole_run(name, base, program):
+    """Once it held the checkpoint, and gave nothing to train, or an error in another folder."""
+    saved = [*base(), *TRAIN, "--args.save_strategy", "steps", "--args.save_steps", "3"]
+    assert program("fit", *saved, "--args.output_dir", "one")[0] == 0
+    config = Path("one/config.yaml").read_text()
+    words = [*saved, "--args.output_dir", "one", name, "one/checkpoint-3"]
+    assert program("fit", *words)[0] == 0
+    assert Path("one/config.yaml").read_text() == config
+    assert program("fit", "--config", "one/config.yaml", "--args.output_dir", "two")[0] == 0
+    assert losses("two") == losses("one")
+
+
 def test_the_program_runs_as_a_process(base):
     done = subprocess.run(
         [sys.executable, "-m", "hflit", "fit", *base(), "--args.max_steps", "1"],
