@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import yaml
 
 import hflit
 from hflit import HFTrainer
-from hflit.cli.fit import is_resumable, read_call, show_figures
+from hflit.cli.fit import is_resumable, read_call, resuming, show_figures
 from hflit.tasks import TASKS
 
 ROOT = str(Path(hflit.__file__).parent.parent)
@@ -132,6 +133,20 @@ def test_a_run_goes_on_from_its_checkpoint(base, program):
     status, out, _ = program("validate", *words, "part/checkpoint-3")
     assert status == 0
     assert out.startswith("part/checkpoint-3 on val.jsonl:")
+
+
+def test_the_command_that_goes_on_takes_a_learning_rate_found(base, program):
+    """Once find_learning_rate, still in that command, was refused there."""
+    words = [*base(), *TRAIN, "--args.save_strategy", "steps", "--args.save_steps", "3"]
+    words += ["--model.find_learning_rate", "true", "--args.output_dir"]
+    assert program("fit", *words, "whole")[0] == 0
+    shutil.copytree("whole/checkpoint-3", "part/checkpoint-3")
+    command = shlex.split(resuming("fit", [*words, "part"]))
+    assert program(*command[command.index("fit") :])[0] == 0
+    assert losses("part") == losses("whole")
+    assert Path("part/config.yaml").read_text() == Path("whole/config.yaml").read_text().replace(
+        "output_dir: whole", "output_dir: part"
+    )
 
 
 @pytest.mark.parametrize("name", ["--model.checkpoint", "--args.resume_from_checkpoint"])
