@@ -100,6 +100,20 @@ def test_validate_finds_the_figures_of_the_run(task, base, program):
     assert json.loads(out).keys() >= {"test_loss"}
 
 
+def test_validate_takes_as_many_batches_as_the_run(base, program):
+    """Once limit_val_batches was dropped in silence here."""
+    run = [*base(), *TRAIN, "--args.output_dir", "out", "--args.per_device_eval_batch_size", "2"]
+    limited = [*run, "--trainer.limit_val_batches", "1"]
+    assert program("fit", *limited)[0] == 0
+    history = json.loads(Path("out/trainer_state.json").read_text())["log_history"]
+    last = [entry for entry in history if "eval_loss" in entry][-1]
+    found = [json.loads(program("validate", *words, "--json")[1]) for words in (limited, run)]
+    assert found[0]["eval_loss"] == pytest.approx(last["eval_loss"], rel=1e-6)
+    assert found[1]["eval_loss"] != pytest.approx(last["eval_loss"], rel=1e-3)
+    words = [*limited, "--data.test", "val.jsonl", "--json"]
+    assert json.loads(program("test", *words)[1])["test_loss"] == found[0]["eval_loss"]
+
+
 def test_validate_names_what_it_evaluates_and_refuses_a_random_head(base, program):
     options = base("language-modeling")
     Path("val.jsonl").write_text('{"text": "w1", "label": 0}\n{"text": "w2", "label": 1}\n')
