@@ -14,6 +14,7 @@ import torch
 import transformers
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, GradientAccumulationScheduler
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import Strategy
 from transformers.trainer_utils import SaveStrategy
@@ -197,6 +198,14 @@ PRECISIONS = (
 SHORT_PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "64": "64-true"}
 
 
+# Lightning's callbacks that would do nothing or something else here -> what to do instead.
+REFUSED_CALLBACKS = {
+    Checkpoint: "Use save_strategy, save_total_limit and load_best_model_at_end.",
+    EarlyStopping: "Use transformers.EarlyStoppingCallback with metric_for_best_model.",
+    GradientAccumulationScheduler: "Use gradient_accumulation_steps.",
+}
+
+
 def _check_flags(flags: Mapping[str, Any]) -> None:
     """Refuse flags that an argument replaces, and values Lightning cannot take."""
     problems = [
@@ -209,6 +218,12 @@ def _check_flags(flags: Mapping[str, Any]) -> None:
         problems.append(f"Unknown {precision=}. Choose one of: {', '.join(PRECISIONS)}.")
     if any(isinstance(plugin, Precision) for plugin in listed(flags.get("plugins"))):
         problems.append("plugins holds a precision. Name it with precision=... instead.")
+    problems += [
+        f"callbacks holds lightning's {type(callback).__name__}, which is not taken. {instead}"
+        for callback in listed(flags.get("callbacks"))
+        for kind, instead in REFUSED_CALLBACKS.items()
+        if isinstance(callback, kind)
+    ]
     raise_all(ValueError, problems)
     for callback in listed(flags.get("callbacks")):
         kind = callback if isinstance(callback, type) else type(callback)
