@@ -5,6 +5,7 @@ The only file that knows both vocabularies, with its tables in `fields`; imports
 
 import dataclasses
 import difflib
+import os
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, get_type_hints
@@ -14,6 +15,7 @@ import torch
 import transformers
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, GradientAccumulationScheduler
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import Strategy
 from transformers.trainer_utils import SaveStrategy
@@ -150,7 +152,10 @@ def parse(
         >>> args.learning_rate, args.bf16, flags["precision"]
         (0.0003, True, 'bf16-mixed')
     """
-    keywords = {k: v.item() if isinstance(v, np.generic) else v for k, v in keywords.items()}
+    keywords = {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in expanded(keywords).items()
+    }
     flag_names = {*PASSED, *SHARED, *PROCESSES, *REFUSED}
     known = {*RENAMED, *DROPPED, *GONE, *flag_names, *(FIELDS.keys() & DEFAULTS.keys())}
     raise_all(
@@ -166,6 +171,14 @@ def parse(
     check({**DEFAULTS, **arguments})
     args = Arguments(**arguments)
     return args, _trainer_flags(args, arguments, flags)
+
+
+def expanded(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords with the home folder in place of a `~` that begins output_dir."""
+    folder = keywords.get("output_dir")
+    if isinstance(folder, (str, os.PathLike)):
+        return {**keywords, "output_dir": os.path.expanduser(folder)}
+    return dict(keywords)
 
 
 DEFAULTS: dict[str, Any] = {
@@ -189,6 +202,14 @@ PRECISIONS = (
 SHORT_PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "64": "64-true"}
 
 
+# Lightning's callbacks that would do nothing or something else here -> what to do instead.
+REFUSED_CALLBACKS = {
+    Checkpoint: "Use save_strategy, save_total_limit and load_best_model_at_end.",
+    EarlyStopping: "Use transformers.EarlyStoppingCallback with metric_for_best_model.",
+    GradientAccumulationScheduler: "Use gradient_accumulation_steps.",
+}
+
+
 def _check_flags(flags: Mapping[str, Any]) -> None:
     """Refuse flags that an argument replaces, and values Lightning cannot take."""
     problems = [
@@ -201,6 +222,12 @@ def _check_flags(flags: Mapping[str, Any]) -> None:
         problems.append(f"Unknown {precision=}. Choose one of: {', '.join(PRECISIONS)}.")
     if any(isinstance(plugin, Precision) for plugin in listed(flags.get("plugins"))):
         problems.append("plugins holds a precision. Name it with precision=... instead.")
+    problems += [
+        f"callbacks holds lightning's {type(callback).__name__}, which is not taken. {instead}"
+        for callback in listed(flags.get("callbacks"))
+        for kind, instead in REFUSED_CALLBACKS.items()
+        if isinstance(callback, kind)
+    ]
     raise_all(ValueError, problems)
     for callback in listed(flags.get("callbacks")):
         kind = callback if isinstance(callback, type) else type(callback)

@@ -163,7 +163,7 @@ class HFTrainer:
                 `per_device_train_batch_size` rows.
             find_learning_rate: Begin with a range test of up to 100 updates, and train from the
                 first weights with a tenth of the learning rate at which the loss was lowest, in
-                place of `learning_rate`.
+                place of `learning_rate`. A run that goes on keeps the rate it found.
             args: Fields of `transformers.TrainingArguments` and flags of the Lightning Trainer.
 
         Returns:
@@ -182,10 +182,6 @@ class HFTrainer:
         arguments, flags = parse(args, also=given)
         check_evaluation(arguments, validation, metrics)
         check_budget(arguments, max_tokens_per_batch, parity)
-        if find_learning_rate and checkpoint:
-            raise ValueError(
-                "find_learning_rate=True is for a new run; one that goes on has its learning rate."
-            )
         with process_switched(arguments):
             processes = spread(flags, arguments.strategy_options())
         check_processes(arguments, processes.world, quantize, find_learning_rate)
@@ -216,6 +212,7 @@ class HFTrainer:
             data.setup()
             length = run_length(arguments, flags, data)
             run = {"task": task, "model": start.config.model_type, **run_record(arguments, data)}
+            run["find_learning_rate"] = find_learning_rate
             if resumed is not None:
                 resumed.check(run)
                 data.start = resumed.place(length.windows, arguments.ignore_data_skip)
@@ -249,7 +246,8 @@ class HFTrainer:
             module = task_class(model, arguments, parity, **own)
             if resumed is not None:
                 load_weights(model, resumed.folder)
-            if find_learning_rate:  # by rates that end in losses without a value
+            if find_learning_rate and resumed is None:
+                # Rates that end in losses without a value are tried too, so nonfinite comes after.
                 with model_switched(model, arguments, parity, taught_by, merge_adapter):
                     arguments.learning_rate = find_rate(module, data, flags)
             module.nonfinite = nonfinite or ("ignore" if parity else "stop")

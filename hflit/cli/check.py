@@ -13,7 +13,6 @@ from operator import itemgetter
 from typing import Any
 
 import datasets
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -21,7 +20,7 @@ from hflit.adapters import lora_config, quantization_config
 from hflit.arguments import Arguments, parse
 from hflit.checks import listed
 from hflit.cli.estimate import estimate
-from hflit.cli.fit import read_call
+from hflit.cli.fit import plain_console, read_call
 from hflit.cli.options import meanings, split_call
 from hflit.data import DataModule
 from hflit.data.answers import find_answer
@@ -204,7 +203,8 @@ def _samples(data: DataModule) -> list[dict[str, Any]]:
     rows = list(data.tokens["train"].take(2))
     if getattr(data.tokenization, "masked", False):  # masks are drawn for each batch
         batch = next(iter(data.train_dataloader()))[0]
-        rows = [{k: batch[k][i].tolist() for k in ("input_ids", "labels")} for i in (0, 1)]
+        pairs = zip(batch["input_ids"].tolist()[:2], batch["labels"].tolist(), strict=False)
+        rows = [{"input_ids": ids, "labels": labels} for ids, labels in pairs]
     samples = []
     for row in rows:
         ids, labels = row["input_ids"], row.get("labels")
@@ -251,7 +251,7 @@ def _some(rows: Sequence[int]) -> str:
 
 
 def _show(found: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = plain_console()
     if "updates" in found:
         steps, epochs = f"{found['updates']:,}", found["epochs"]
         over = f" in {epochs} epochs" if epochs > 0 else ""
@@ -269,11 +269,11 @@ def _show(found: dict[str, Any]) -> None:
             console.print(f"{split}: a stream, which is not read ahead.")
             continue
         least, median, most, longest = facts["lengths"]
-        console.print(
-            f"[bold]{split}[/bold]: {facts['rows']:,} rows, {facts['inputs']:,} inputs of {least} "
-            f"to {longest} tokens (median {median}, 95 % up to {most}), "
-            f"{facts['padding']:.0%} padding"
+        told = (
+            f": {facts['rows']:,} rows, {facts['inputs']:,} inputs of {least} to {longest} tokens "
+            f"(median {median}, 95 % up to {most}), {facts['padding']:.0%} padding"
         )
+        console.print(Text.assemble((split, "bold"), told))
         table = Table(show_header=False, box=None)
         top = max(count for _, count in facts["histogram"])
         for edge, count in facts["histogram"]:
@@ -295,8 +295,8 @@ def _show(found: dict[str, Any]) -> None:
     console.print(table)
     console.print()
     for note in listed(found["notes"]):
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}")
     for problem in found["wrong"]:
-        console.print(f"[bold red]wrong[/bold red]: {' '.join(problem.split())}")
+        console.print(Text.assemble(("wrong", "bold red"), f": {' '.join(problem.split())}"))
     if not found["wrong"]:
-        console.print("[bold green]Nothing is wrong.[/bold green]")
+        console.print("Nothing is wrong.", style="bold green")

@@ -30,6 +30,7 @@ READ = (
     *("prediction_loss_only", "eval_do_concat_batches", "eval_accumulation_steps", "log_level"),
     *("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),  # of a stream
     *("dataloader_num_workers", "dataloader_pin_memory", "accelerator", "precision"),
+    "limit_val_batches",
 )
 
 
@@ -66,7 +67,8 @@ def evaluate_model(model: str, rows: Any, call: dict[str, Any]) -> dict[str, flo
         around.enter_context(torch.no_grad())
         if not module.parity:
             around.enter_context(fast_layers(module.model))
-        return evaluate(module, data, module.args, metrics)
+        limit = call.get("limit_val_batches")
+        return evaluate(module, data, module.args, metrics, limit=limit)
 
 
 def load_evaluation(

@@ -25,6 +25,7 @@ from hflit.loop.folders import flaw, numbered
 from hflit.pipeline import HFTrainer
 
 SECRETS = ("hub_token", "push_to_hub_token")
+RESUMING = ("checkpoint", "resume_from_checkpoint")
 
 
 class SaveConfig(L.Callback):
@@ -123,19 +124,25 @@ def read_call(
     parser = make_parser(command, about)
     add_options(parser)
     config = read_options(parser, argv, defaults=False)
-    missing = [f"--{name}" for name in needed if not config.get(name)]
-    if missing:
-        raise ValueError(f"{' and '.join(missing)} must be given, here or in a file of --config.")
+    check_given(config, needed)
     call = call_of(parser, config)
     call.pop("test", None)
     be_quiet()
     return parser, config, call
 
 
+def check_given(config: Namespace, needed: Sequence[str]) -> None:
+    """Raise ValueError if one of the options that are needed was not given."""
+    missing = [f"--{name}" for name in needed if not config.get(name)]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} must be given, here or in a file of --config.")
+
+
 def config_text(parser: ArgumentParser, config: Namespace) -> str:
-    """The options that were given, in YAML, without secrets."""
+    """The options of the whole run in YAML: neither secrets, nor where it went on."""
+    left_out = (*SECRETS, *RESUMING)
     groups = {
-        group: {name: value for name, value in values.items() if name not in SECRETS}
+        group: {name: value for name, value in values.items() if name not in left_out}
         for group, values in given(parser, config).items()
     }
     kept = {group: _plain(values) for group, values in groups.items() if values}
@@ -163,10 +170,15 @@ def be_quiet() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers")
 
 
+def plain_console() -> Console:
+    """A screen that shows texts as they are, also those with brackets and colons in them."""
+    return Console(markup=False, emoji=False, highlight=False)
+
+
 def show_figures(figures: dict[str, Any], title: str) -> None:
     """Print figures as a table."""
     print(f"{title}:")
     table = Table(show_header=False, box=None)
     for name, value in sorted(figures.items()):
         table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else str(value))
-    Console().print(table)
+    plain_console().print(table)

@@ -32,6 +32,7 @@ COMMANDS = {  # name -> its file in this folder, and what it does
 USER_ERRORS = (
     *(ValueError, TypeError, ImportError, OSError, NotImplementedError, KeyError, MemoryError),
 )
+LIGHTNINGS = "MisconfigurationException"  # named, as importing it would take seconds
 
 HELP = f"""\
 usage: hflit COMMAND [options]
@@ -85,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return import_module(f"hflit.cli.{COMMANDS[command][0]}").run(command, options)
     except KeyboardInterrupt:
         return 130
-    except USER_ERRORS as error:
-        if debug:
+    except Exception as error:
+        if debug or not (isinstance(error, USER_ERRORS) or type(error).__name__ == LIGHTNINGS):
             raise
         told = error.args[0] if isinstance(error, KeyError) and error.args else error
         return _fail(command, " ".join(str(told).split()))

@@ -5,19 +5,22 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
+import os
 import re
 import types
 import typing
+import warnings
 from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import Any, Union
 
 import lightning.pytorch as L
+import yaml
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser, Namespace
 from transformers import TrainerCallback
 
-from hflit.arguments import DEFAULTS, FIELDS, Arguments
+from hflit.arguments import DEFAULTS, FIELDS, Arguments, expanded
 from hflit.fields import DROPPED, GONE, REFUSED, RENAMED
 from hflit.pipeline import HFTrainer
 
@@ -47,9 +50,28 @@ TYPES = {
 TEST = "Rows for `hflit test`; the other commands do not read them."
 
 
+class RunParser(ArgumentParser):
+    """Reads a group of a file that holds nothing, such as one in comments, as one not there."""
+
+    def parse_string(self, content: str, *args: Any, **options: Any) -> Namespace:
+        """Read what stands in a file."""
+        try:
+            groups = yaml.safe_load(content)
+        except yaml.YAMLError:
+            groups = content  # told by the parser
+        if groups is None or (isinstance(groups, dict) and None in groups.values()):
+            kept = {name: value for name, value in (groups or {}).items() if value is not None}
+            content = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+        return super().parse_string(content, *args, **options)
+
+    def format_help(self, *args: Any) -> str:
+        """The help, with functions among the types by their names alone."""
+        return re.sub(r"<function\s+(\w+)\s+at\s+0x\w+>", r"\1", super().format_help(*args))
+
+
 def make_parser(command: str, about: str) -> ArgumentParser:
     """The parser of a command that takes the whole configuration of a run."""
-    parser = ArgumentParser(
+    parser = RunParser(
         prog=f"hflit {command}",
         usage=f"hflit {command} [--config FILE ...] [options]",
         description=f"{about} Every option can stand in a file for --config, under its group, or "
@@ -61,6 +83,8 @@ def make_parser(command: str, about: str) -> ArgumentParser:
     parser.add_argument("--config", action="config", help="YAML file; a later one wins.")
     groups = {name: parser.add_argument_group(name, about) for name, about in GROUPS.items()}
     for group, name, kind, default, about in _options():
+        if {*typing.get_args(kind)} == {str, type(None)}:
+            kind = text
         shown = about.replace("%", "%%") if about else argparse.SUPPRESS
         groups[group].add_argument(f"--{group}.{name}", type=kind, default=default, help=shown)
     return parser
@@ -77,6 +101,8 @@ def read_options(parser: ArgumentParser, argv: Sequence[str], defaults: bool = T
     Raises:
         ValueError: An option is unknown or has a wrong value; said in one line.
     """
+    if parser.default_env:
+        _warn_of_environment(parser)
     first: list[str] = []
     rest: list[str] = []
     words = list(argv)
@@ -90,6 +116,16 @@ def read_options(parser: ArgumentParser, argv: Sequence[str], defaults: bool = T
         return parser.parse_args([*first, *rest], defaults=defaults or printed)
     except argparse.ArgumentError as error:
         raise ValueError(_told(parser, error)) from error
+
+
+def _warn_of_environment(parser: ArgumentParser) -> None:
+    """Warn of environment variables that look like options of a run and are none."""
+    known = {f"HFLIT_{each.dest}".replace(".", "__").upper() for each in parser._actions}
+    for name in os.environ.keys() - known:
+        if re.match(f"HFLIT_({'|'.join(GROUPS)})__", name, re.IGNORECASE):
+            nearest = difflib.get_close_matches(name, known, n=1)
+            advice = f" Did you mean {nearest[0]}?" if nearest else ""
+            warnings.warn(f"The environment variable {name} is no option.{advice}", stacklevel=2)
 
 
 def given(parser: ArgumentParser, config: Namespace) -> dict[str, dict[str, Any]]:
@@ -112,7 +148,7 @@ def given(parser: ArgumentParser, config: Namespace) -> dict[str, dict[str, Any]
 def call_of(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     """The keywords of the call that a configuration stands for; `config` is without defaults."""
     kept, objects = given(parser, config), parser.instantiate(config).as_dict()
-    return {name: objects[group][name] for group in GROUPS for name in kept[group]}
+    return expanded({name: objects[group][name] for group in GROUPS for name in kept[group]})
 
 
 def split_call(call: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -171,7 +207,16 @@ def _field_type(kind: Any) -> Any:
 
 def word(value: Any) -> Any:
     """A word; `no`, which YAML reads as false, among them."""
-    return "no" if value is False else getattr(value, "value", value)
+    return "no" if value in (False, "false") else getattr(value, "value", value)
+
+
+def text(value: Any) -> str | None:
+    """A text as it is typed, also one in which YAML reads a number or a comment; or null."""
+    if value is None or value == "null":
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not text.")
+    return value
 
 
 def _text_last(kind: Any) -> Any:

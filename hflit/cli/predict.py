@@ -23,6 +23,7 @@ from hflit.predict import CHUNK, predictions
 from hflit.saved import load_saved
 
 Rows = Iterable[dict[str, Any]]
+Kinds = list[pa.DataType]  # of the columns that are kept, which come first
 
 
 def run(command: str, argv: Sequence[str]) -> int:
@@ -57,16 +58,18 @@ def run(command: str, argv: Sequence[str]) -> int:
     be_quiet()
     data = _one_split(read_files(config.data), config.data)
     saved = load_saved(config.model, config.trust_remote_code)
+    keep = list(dict.fromkeys(_listed(config.keep) or []))
+    kinds = _kept(data, keep) if keep else []
     found = predictions(saved, data, _listed(config.columns), config.batch_size)
-    rows = _beside(data, _listed(config.keep), found)
+    rows = _beside(data, keep, found) if keep else found
     if output is None:
         for row in rows:
-            print(json.dumps(row, ensure_ascii=False))
+            print(_json(row))
         return 0
     output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_name(f"{output.name}.part")  # nobody takes half a file for a whole one
     try:
-        count = WRITERS[output.suffix](part, rows)
+        count = WRITERS[output.suffix](part, rows, kinds)
         os.replace(part, output)
     finally:
         part.unlink(missing_ok=True)
@@ -88,29 +91,35 @@ def _listed(value: Any) -> list[str] | None:
     return [value] if isinstance(value, str) else value
 
 
-def _beside(data: Any, names: list[str] | None, found: Rows) -> Iterator[dict[str, Any]]:
-    """Predictions, behind the columns that are kept; these become `given_` where names meet."""
-    if not names:
-        yield from found
-        return
-    known = data.column_names or list(next(iter(data), {}))  # a stream may not know them yet
-    unknown = [name for name in names if name not in known]
+def _kept(data: Any, names: list[str]) -> Kinds:
+    """The types of the columns that are kept; a stream may have to show its first rows."""
+    features = data.features or datasets.Dataset.from_list(list(data.take(CHUNK))).features
+    unknown = [name for name in names if name not in features]
     if unknown:
-        raise ValueError(f"--keep={unknown} is not in the data, which has {known}.")
+        raise ValueError(f"--keep={unknown} is not in the data, which has {list(features)}.")
+    return [features.arrow_schema.field(name).type for name in names]
+
+
+def _beside(data: Any, names: list[str], found: Rows) -> Iterator[dict[str, Any]]:
+    """Predictions, behind the columns that are kept; these become `given_` where names meet."""
     for row, each in zip(data.select_columns(names), found, strict=True):
-        renamed = {f"given_{name}" if name in each else name: row[name] for name in row}
-        yield {**renamed, **each}
+        yield {f"given_{name}" if name in each else name: row[name] for name in names} | each
 
 
-def _write_jsonl(path: Path, rows: Rows) -> int:
+def _json(value: Any) -> str:
+    """JSON, with text for what it lacks, such as times."""
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _write_jsonl(path: Path, rows: Rows, kept: Kinds) -> int:
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for count, row in enumerate(rows, 1):  # noqa: B007  # counted
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(_json(row) + "\n")
     return count
 
 
-def _write_csv(path: Path, rows: Rows) -> int:
+def _write_csv(path: Path, rows: Rows, kept: Kinds) -> int:
     count = 0
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -118,16 +127,17 @@ def _write_csv(path: Path, rows: Rows) -> int:
             if count == 1:
                 writer.writerow(row)
             writer.writerow(
-                json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
-                for value in row.values()
+                _json(value) if isinstance(value, (list, dict)) else value for value in row.values()
             )
     return count
 
 
-def _write_parquet(path: Path, rows: Rows) -> int:
+def _write_parquet(path: Path, rows: Rows, kept: Kinds) -> int:
     rows, count, writer = iter(rows), 0, None
     while chunk := list(islice(rows, CHUNK)):
-        schema = pa.schema({name: _kind(name, value) for name, value in chunk[0].items()})
+        names = list(chunk[0])
+        own = [_kind(name, chunk[0][name]) for name in names[len(kept) :]]
+        schema = pa.schema(list(zip(names, [*kept, *own], strict=True)))
         table = pa.Table.from_pylist(chunk, schema if writer is None else writer.schema)
         writer = writer or pq.ParquetWriter(path, schema)
         writer.write_table(table)
@@ -138,7 +148,7 @@ def _write_parquet(path: Path, rows: Rows) -> int:
 
 
 def _kind(name: str, value: Any) -> pa.DataType:
-    """The type of a column; an empty list tells it by the name alone."""
+    """The type of a column of predictions; an empty list tells it by the name alone."""
     known = {"tokens": pa.string(), "label": pa.string(), "score": pa.float64()}
     known["scores"] = pa.float64()
     if isinstance(value, list):

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 from transformers import TrainerCallback
 
 from hflit.checks import listed
-from hflit.cli.fit import config_text, fitted, read_call
+from hflit.cli.fit import check_given, config_text, fitted, read_call
 
 RANGE = {"low", "high", "log", "step"}
 FALLING = ("loss", "perplexity")  # figures that are better the lower they are
@@ -31,8 +31,9 @@ def run(command: str, argv: Sequence[str]) -> int:
     import optuna
 
     needed = ("model.base", "data.train", "data.validation", "sweep.search")
-    parser, config, call = read_call(command, ABOUT, argv, needed, _add_options)
-    search, trials = config.sweep.search, config.sweep.get("trials", 10)
+    parser, config, call = read_call(command, ABOUT, argv, (), _add_options)
+    search = config.get("sweep.search") or {}
+    check_given(config, [name for name in needed if name not in search])
     _check_search(parser, search)
     if str(call.get("devices", 1)) != "1":
         raise ValueError(f"devices={call['devices']}: each trial of a sweep runs in one process.")
@@ -60,7 +61,7 @@ def run(command: str, argv: Sequence[str]) -> int:
         sampler=optuna.samplers.TPESampler(seed=call.get("seed", 42)),
         pruner=optuna.pruners.MedianPruner() if prunes else optuna.pruners.NopPruner(),
     )
-    study.optimize(objective, n_trials=trials, callbacks=[_show(metric)])
+    study.optimize(objective, n_trials=config.sweep.get("trials", 10), callbacks=[_show(metric)])
     best = study.best_trial
     told = " ".join(f"--{name}={value}" for name, value in best.params.items())
     print(f"Best of {len(study.trials)} trials is number {best.number}: {told}")
@@ -131,7 +132,8 @@ def _check_search(parser: ArgumentParser, search: dict[str, Any]) -> None:
 def _suggested(trial: Any, name: str, space: Any) -> str:
     """The value of an option in this trial, as it is typed."""
     if isinstance(space, list):
-        return trial.suggest_categorical(name, [json.dumps(each) for each in space])
+        typed = [each if isinstance(each, str) else json.dumps(each) for each in space]
+        return trial.suggest_categorical(name, typed)
     whole = isinstance(space["low"], int) and isinstance(space["high"], int)
     return json.dumps((trial.suggest_int if whole else trial.suggest_float)(name, **space))
 

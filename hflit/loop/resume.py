@@ -71,7 +71,8 @@ class Checkpoint:
         With another number of processes it is the same run as long as each update has the rows
         that it would have had: then places in the data, schedule and losses are the same too.
         """
-        before = self.own["run"] if self.own else {}
+        # A folder of transformers tells nothing, but has its learning rate.
+        before = self.own["run"] if self.own else {"find_learning_rate": False}
         changed = {n for n, value in run.items() if n in before and before[n] != value}
         hint = ""
         if "processes" in changed:

@@ -101,8 +101,9 @@ def lightning_run(
     tokenizer = data.tokenization.tokenizer
     bridge = Bridge(args, module, tokenizer, checkpoints, stops, theirs, run_evaluation)
     lightning: list[Any] = [c for c in callbacks if not isinstance(c, TrainerCallback)]
-    show = flags.setdefault("enable_progress_bar", sys.stderr.isatty() and not args.disable_tqdm)
-    if show:
+    has_bar = any(isinstance(callback, L.callbacks.ProgressBar) for callback in lightning)
+    wanted = has_bar or (sys.stderr.isatty() and not args.disable_tqdm)
+    if flags.setdefault("enable_progress_bar", wanted) and not has_bar:
         lightning.append(ProgressBar())
     set_precision(flags, args)
     return bridge, L.Trainer(

@@ -2,6 +2,12 @@
 
 import json
 
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+)
+
 from tests.bad_inputs.case import Case, labels
 from tests.tasks import tiny
 
@@ -71,6 +77,12 @@ ARGUMENTS = [
     Case("an epoch count in Lightning's words", ("max_epochs=4", "num_train_epochs"),
          {"max_epochs": 4}),
     Case("a callback that is none", ("callbacks", "'mine'"), {"callbacks": ["mine"]}, TypeError),
+    Case("Lightning's checkpoints", ("callbacks", "ModelCheckpoint", "Use save_strategy"),
+         {"callbacks": [ModelCheckpoint()]}),
+    Case("Lightning's early stopping", ("EarlyStopping", "Use transformers.EarlyStoppingCallback"),
+         {"callbacks": [EarlyStopping("eval_loss")]}),
+    Case("Lightning's accumulation", ("Scheduler", "Use gradient_accumulation_steps"),
+         {"callbacks": GradientAccumulationScheduler({0: 2})}),
     Case("a tracker that does not exist", ("report_to", "wandbb"), {"report_to": "wandbb"}),
     Case("an option of another task", ("stride=64", "means nothing to text-classification"),
          {"stride": 64}),

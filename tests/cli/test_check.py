@@ -121,6 +121,29 @@ def test_masked_tokens_are_marked_and_told(base, found):
         assert marked == len(sample["label"].split()) > 0
 
 
+def test_batches_of_one_row_show_one_input(base, found):
+    """Once this was an IndexError."""
+    words = [*base("language-modeling"), "--args.per_device_train_batch_size", "1"]
+    assert len(found(*words)[1]["samples"]) == 1
+    write("train.jsonl", [{"text": "w1 w2 w3"}])
+    assert len(found(*words)[1]["samples"]) == 1
+
+
+def test_texts_with_brackets_are_shown_as_they_are(base, program):
+    """Once `[/neg]` was an error of the markup, and `[neg]` a label without a name."""
+    words = base()
+    names = ["[neg]", "[/neg]", ":smile:"]
+    write("train.jsonl", [{"text": f"w{i} w1", "label": names[i % 3]} for i in range(9)])
+    write("val.jsonl", [{"text": "w9", "label": "[/new]"}])
+    assert "lacks: '[/new]'" in " ".join(program("check", *words)[1].split())
+    write("val.jsonl", [{"text": "w9", "label": "[neg]"}])
+    status, out, _ = program("check", *words)
+    assert status == 0
+    assert all(f"label {name} " in out for name in names)
+    words = [*base("sequence-sequence"), "--data.prefix", "[INST] w1 [/INST] "]
+    assert "[INST] w1 [/INST] " in program("check", *words)[1]
+
+
 def test_labels_are_shown_in_color(base, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     main(["check", *base("question-answering")])

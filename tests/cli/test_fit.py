@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import yaml
 import hflit
 from hflit import HFTrainer
 from hflit.cli.evaluate import evaluate_model
+from hflit.cli.fit import is_resumable, read_call, resuming, show_figures
 from hflit.tasks import TASKS
 
 ROOT = str(Path(hflit.__file__).parent.parent)
@@ -48,11 +50,33 @@ def test_the_saved_configuration_gives_the_same_losses_as_the_run_and_the_call(b
     assert config["data"] == {"train": "train.jsonl", "validation": "val.jsonl", "maxlength": 32}
 
 
+def test_figures_are_shown_by_the_names_they_have(capsys):
+    show_figures({"eval_f1_[neg]": 0.5, "eval_[/x]": 1}, "After")
+    assert re.findall(r"eval_\S+", capsys.readouterr().out) == ["eval_[/x]", "eval_f1_[neg]"]
+
+
 def test_without_an_output_dir_nothing_is_written(base, program):
     options = base()
     before = sorted(Path().rglob("*"))
     assert "Nothing was saved" in program("fit", *options, "--args.max_steps", "1")[1]
     assert sorted(Path().rglob("*")) == before
+
+
+def test_a_home_folder_that_no_shell_expanded_is_one_folder(base, program, monkeypatch):
+    """Once the model was in the home folder, and config.yaml in one called ~."""
+    monkeypatch.setenv("HOME", str(Path("home").absolute()))
+    options = [*base(), "--args.max_steps", "2", "--args.save_strategy", "epoch"]
+    options += ["--args.output_dir", "~/one"]
+    assert program("fit", *options)[0] == 0
+    assert Path("home/one/config.yaml").exists()
+    assert not Path("~").exists()
+    assert is_resumable(read_call("fit", "", options, ())[2]["output_dir"])
+    assert program("validate", *options)[1].startswith(
+        f"{Path('home/one').absolute()} on val.jsonl"
+    )
+    Path("home/two").touch()
+    options[-1] = "~/two"
+    assert "two' is a file. Name a folder." in program("fit", *options)[2]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -75,6 +99,20 @@ def test_validate_finds_the_figures_of_the_run(task, base, program):
         assert {n: figures[n] for n in compared} == pytest.approx({n: last[n] for n in compared})
     status, out, _ = program("test", *run, "--data.test", "val.jsonl", "--json")
     assert json.loads(out).keys() >= {"test_loss"}
+
+
+def test_validate_takes_as_many_batches_as_the_run(base, program):
+    """Once limit_val_batches was dropped in silence here."""
+    run = [*base(), *TRAIN, "--args.output_dir", "out", "--args.per_device_eval_batch_size", "2"]
+    limited = [*run, "--trainer.limit_val_batches", "1"]
+    assert program("fit", *limited)[0] == 0
+    history = json.loads(Path("out/trainer_state.json").read_text())["log_history"]
+    last = [entry for entry in history if "eval_loss" in entry][-1]
+    found = [json.loads(program("validate", *words, "--json")[1]) for words in (limited, run)]
+    assert found[0]["eval_loss"] == pytest.approx(last["eval_loss"], rel=1e-6)
+    assert found[1]["eval_loss"] != pytest.approx(last["eval_loss"], rel=1e-3)
+    words = [*limited, "--data.test", "val.jsonl", "--json"]
+    assert json.loads(program("test", *words)[1])["test_loss"] == found[0]["eval_loss"]
 
 
 def test_validate_names_what_it_evaluates_and_refuses_a_random_head(base, program):
@@ -118,6 +156,33 @@ def test_a_run_goes_on_from_its_checkpoint(base, program):
     status, out, _ = program("validate", *words, "part/checkpoint-3")
     assert status == 0
     assert out.startswith("part/checkpoint-3 on val.jsonl:")
+
+
+def test_the_command_that_goes_on_takes_a_learning_rate_found(base, program):
+    """Once find_learning_rate, still in that command, was refused there."""
+    words = [*base(), *TRAIN, "--args.save_strategy", "steps", "--args.save_steps", "3"]
+    words += ["--model.find_learning_rate", "true", "--args.output_dir"]
+    assert program("fit", *words, "whole")[0] == 0
+    shutil.copytree("whole/checkpoint-3", "part/checkpoint-3")
+    command = shlex.split(resuming("fit", [*words, "part"]))
+    assert program(*command[command.index("fit") :])[0] == 0
+    assert losses("part") == losses("whole")
+    assert Path("part/config.yaml").read_text() == Path("whole/config.yaml").read_text().replace(
+        "output_dir: whole", "output_dir: part"
+    )
+
+
+@pytest.mark.parametrize("name", ["--model.checkpoint", "--args.resume_from_checkpoint"])
+def test_the_configuration_of_a_run_that_went_on_is_that_of_the_whole_run(name, base, program):
+    """Once it held the checkpoint, and gave nothing to train, or an error in another folder."""
+    saved = [*base(), *TRAIN, "--args.save_strategy", "steps", "--args.save_steps", "3"]
+    assert program("fit", *saved, "--args.output_dir", "one")[0] == 0
+    config = Path("one/config.yaml").read_text()
+    words = [*saved, "--args.output_dir", "one", name, "one/checkpoint-3"]
+    assert program("fit", *words)[0] == 0
+    assert Path("one/config.yaml").read_text() == config
+    assert program("fit", "--config", "one/config.yaml", "--args.output_dir", "two")[0] == 0
+    assert losses("two") == losses("one")
 
 
 def test_the_program_runs_as_a_process(base):

@@ -61,6 +61,21 @@ def test_a_wrong_option_is_told_as_typed(words, program):
     assert err.count("\n") == 1
 
 
+def test_an_error_of_lightning_is_one_line_too(base, program):
+    words = [*base(), "--args.max_steps", "1", "--trainer.profiler", "nonsense"]
+    status, out, err = program("fit", *words)
+    assert (status, out) == (2, "")
+    assert "hflit fit: When passing string value for the `profiler` parameter" in err
+    assert "Traceback" not in err
+    callbacks = "--trainer.callbacks=lightning.pytorch.callbacks."
+    status, _, err = program("fit", *words[:-2], f"{callbacks}LearningRateMonitor")
+    assert status == 2
+    assert "hflit fit: Cannot use `LearningRateMonitor` callback with `Trainer` that has no" in err
+    status, _, err = program("fit", *words[:-2], f"{callbacks}ModelCheckpoint")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "ModelCheckpoint, which is not taken. Use save_strategy" in err
+
+
 def test_what_is_missing_is_named(program):
     err = program("fit")[2]
     assert "--model.base and --data.train must be given" in err

@@ -39,6 +39,7 @@ def test_every_argument_field_and_flag_is_an_option_with_a_meaning(parser):
         assert helps.get(f"model.{name}") or helps.get(f"data.{name}"), name
     assert all(helps[f"args.{name}"] for name in fields)
     assert all(helps[f"trainer.{name}"] for name in flags)
+    assert "type: text, default: concat" in " ".join(parser.format_help().split())
 
 
 def test_a_later_file_wins_and_an_option_wins_over_both(read, tmp_path):
@@ -48,11 +49,31 @@ def test_a_later_file_wins_and_an_option_wins_over_both(read, tmp_path):
     assert read(*words) == {"learning_rate": 1e-3, "seed": 2, "max_steps": 7}
 
 
+@pytest.mark.parametrize("text", ["", "# args:\n", "args:\n", "trainer:\nargs:\n  # seed: 1\n"])
+def test_a_file_or_a_group_may_hold_nothing(text, read, tmp_path):
+    """Once `trainer:` with all its lines in comments was a traceback."""
+    (tmp_path / "a.yaml").write_text("args: {seed: 2}\n")
+    (tmp_path / "b.yaml").write_text(text)
+    assert read("--config", "a.yaml", "--config", "b.yaml") == {"seed": 2}
+    (tmp_path / "c.yaml").write_text("trainer:\nargs: {learning_rate: 1e-3}\n")
+    assert read("--config", "b.yaml", "--config", "c.yaml") == {"learning_rate": 1e-3}
+
+
 def test_the_environment_stands_below_files(read, tmp_path, monkeypatch):
     monkeypatch.setenv("HFLIT_ARGS__LEARNING_RATE", "0.5")
     monkeypatch.setenv("HFLIT_DATA__COLUMNS", "[a, b]")
     (tmp_path / "a.yaml").write_text("args: {learning_rate: 0.25}\n")
     assert read("--config", "a.yaml") == {"learning_rate": 0.25, "columns": ["a", "b"]}
+
+
+def test_a_misspelled_variable_of_the_environment_is_told(read, monkeypatch):
+    monkeypatch.setenv("HFLIT_ARGS__SEDE", "3")
+    with pytest.warns(UserWarning, match=r"HFLIT_ARGS__SEDE is no option\. .*HFLIT_ARGS__SEED\?"):
+        assert read() == {}
+    monkeypatch.delenv("HFLIT_ARGS__SEDE")
+    for name in ("HFLIT_DEBUG", "HFLIT_CACHE__SIZE", "HFLIT_ARGS__SEED"):  # no option, or one
+        monkeypatch.setenv(name, "3")
+    assert read() == {"seed": 3}  # a warning would be an error here
 
 
 def test_a_value_at_its_default_is_given_too(read):
@@ -76,6 +97,27 @@ def test_yaml_takes_no_for_a_word(read, tmp_path):
     (tmp_path / "a.yaml").write_text("args: {eval_strategy: no, report_to: none, fsdp: true}\n")
     call = read("--config", "a.yaml")
     assert call == {"eval_strategy": "no", "report_to": "none", "fsdp": True}
+
+
+TEXTS = ["# ", "1", "no", "~", "[INST] w1 [/INST] ", "a: b", "- w1", '"w1"', "{x}", " ", ""]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_arrives_as_it_is(text, read, tmp_path, monkeypatch):
+    """Once `--data.prefix "# "` was no prefix: YAML reads a comment there."""
+    assert read("--data.prefix", text) == read(f"--data.prefix={text}") == {"prefix": text}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump({"data": {"prefix": text}}))
+    assert read("--config", "a.yaml") == {"prefix": text}
+    monkeypatch.setenv("HFLIT_DATA__PREFIX", text)
+    assert read() == {"prefix": text}
+
+
+def test_a_text_may_be_none_and_is_no_number(read, tmp_path):
+    (tmp_path / "a.yaml").write_text("data: {merge: null}\n")
+    assert read("--config", "a.yaml") == read("--data.merge", "null") == {"merge": None}
+    (tmp_path / "b.yaml").write_text("data: {prefix: 1}\n")
+    with pytest.raises(ValueError, match=r"^--data.prefix: 1 is not text\.$"):
+        read("--config", "b.yaml")
 
 
 def test_a_mapping_names_data(read, tmp_path):

@@ -1,10 +1,12 @@
 """`hflit predict` and `HFTrainer.predict`: rows in, predictions out, in the same order."""
 
 import csv
+import datetime
 import json
 from pathlib import Path
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import pipeline
@@ -106,6 +108,47 @@ def test_the_truth_can_be_kept_beside(base, program):
     program("fit", *base(), "--args.max_steps", "1", "--args.output_dir", "out")
     out = program("predict", "--model", "out", "--data", "val.jsonl", "--keep", "[text, label]")[1]
     assert list(json.loads(out.splitlines()[0])) == ["text", "given_label", "label", "score"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_columns_of_any_type_can_be_kept(streaming, base, program):
+    """Once types were guessed from the first row, whatever it lacked, and JSON had no times."""
+    program("fit", *base(), "--args.max_steps", "1", "--args.output_dir", "out")
+    day = datetime.datetime(2026, 11, 26, 12)
+    given = {
+        "text": ["w1", "w2 w3"],
+        "note": [None, "x"],
+        "tags": [[], ["a", "b"]],
+        "when": [None, day],
+        "number": [None, 3],
+        "label": [None, 1],
+    }
+    datasets.Dataset.from_dict(given).to_parquet("new.parquet")
+    data = f"{{path: new.parquet, streaming: {streaming}}}"
+    words = ["predict", "--model", "out", "--data", data, "--keep"]
+    words += ["[note, tags, when, number, label]", "--output"]
+    for name in ("out.parquet", "out.jsonl", "out.csv"):
+        status, _, err = program(*words, name)
+        assert status == 0, err
+    kept = ["note", "tags", "when", "number", "given_label"]
+    table = pq.read_table("out.parquet")
+    assert table.column_names == [*kept, "label", "score"]
+    expected = [given[name.removeprefix("given_")] for name in kept]
+    assert [table[name].to_pylist() for name in kept] == expected
+    last = json.loads(Path("out.jsonl").read_text().splitlines()[1])
+    assert [last[name] for name in kept] == ["x", ["a", "b"], "2026-11-26 12:00:00", 3, 1]
+    last = Path("out.csv").read_text().splitlines()[2]
+    assert last.startswith('x,"[""a"", ""b""]",2026-11-26 12:00:00,3,1,')
+
+
+def test_a_stream_that_knows_no_types_shows_its_first_rows(base, program):
+    program("fit", *base(), "--args.max_steps", "1", "--args.output_dir", "out")
+    Path("new.jsonl").write_text('{"text": "w1", "note": null}\n{"text": "w2", "note": "x"}\n')
+    words = ["predict", "--model", "out", "--data", "{path: new.jsonl, streaming: true}", "--keep"]
+    assert program(*words, "note", "--output", "out.parquet")[0] == 0
+    assert pq.read_table("out.parquet")["note"].to_pylist() == [None, "x"]
+    told = program(*words, "[nope]")[2]
+    assert "--keep=['nope'] is not in the data, which has ['text', 'note']." in told
 
 
 def test_a_stream_gives_the_same_predictions_and_is_not_copied(base, program, datasets_cache):

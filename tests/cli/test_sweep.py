@@ -9,6 +9,8 @@ import optuna
 import pytest
 import yaml
 
+from hflit.cli.fit import read_call
+
 SEARCH = (
     "{args.learning_rate: {low: 1e-7, high: 1e-1, log: true}, model.lora: [null, {r: 2}], "
     "args.per_device_train_batch_size: {low: 4, high: 8, step: 4}}"
@@ -42,6 +44,47 @@ def test_the_best_trial_is_the_one_with_the_lowest_loss_and_can_be_run_again(bas
         assert saved["model"].get("lora") == json.loads(trial["model.lora"])
     assert program("fit", "--config", "out/best.yaml", "--args.output_dir", "again")[0] == 0
     assert figure("again") == losses[best]
+
+
+def test_texts_are_searched_as_they_are(base, program):
+    """Once 'cosine' came with its quotes: unknown as a schedule, and part of a prefix."""
+    words = base("sequence-sequence")
+    names = ["w1 ", "1", "no", "# ", "[w2] "]
+    search = {
+        "data.prefix": names,
+        "args.lr_scheduler_type": ["linear", "cosine"],
+        "args.logging_strategy": [False],  # `no`, as YAML reads it
+    }
+    words = sweep(*words, "--args.output_dir", "out", search=json.dumps(search), trials=9)
+    status, out, err = program(*words)
+    assert (status, err) == (0, "")
+    with open("out/trials.csv", newline="") as file:
+        trials = list(csv.DictReader(file))
+    assert len({trial["data.prefix"] for trial in trials}) > 2
+    for trial in trials:
+        saved = yaml.safe_load(Path(f"out/trial-{trial['trial']}/config.yaml").read_text())
+        run = json.loads(Path(f"out/trial-{trial['trial']}/run.json").read_text())
+        assert trial["data.prefix"] in names
+        assert saved["data"]["prefix"] == run["prefix"] == trial["data.prefix"]
+        assert saved["args"]["lr_scheduler_type"] == trial["args.lr_scheduler_type"]
+        assert saved["args"]["logging_strategy"] == "no"
+    best = min(trials, key=lambda trial: float(trial["eval_loss"]))
+    read = read_call("fit", "", ["--config", "out/best.yaml"], ())[2]
+    assert (read["prefix"], read["lr_scheduler_type"]) == (
+        best["data.prefix"],
+        best["args.lr_scheduler_type"],
+    )
+
+
+def test_what_is_searched_need_not_be_given_too(base, program):
+    words = base()
+    assert words.pop(0) == "--model.base"
+    words.pop(0)
+    words = sweep(*words, search="{model.base: [base]}", trials=1)
+    status, out, _ = program(*words)
+    assert status == 0
+    assert "Best of 1 trials is number 0: --model.base=base" in out
+    assert "--model.base must be given" in program(*[*words, "--sweep.search={args.seed: [1]}"])[2]
 
 
 def test_a_sweep_goes_on_where_its_data_base_is(base, program):

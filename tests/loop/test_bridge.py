@@ -2,6 +2,7 @@
 
 import lightning.pytorch as L
 import pytest
+from lightning.pytorch.callbacks import TQDMProgressBar
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hflit import HFTrainer
@@ -50,6 +51,15 @@ def test_lightning_callbacks_run_beside(tiny_bert, ragged_rows):
     count = Count()
     run(tiny_bert, ragged_rows, callbacks=[count], gradient_accumulation_steps=2)
     assert count.updates == 8  # 3 batches make 2 windows, 4 times
+
+
+@pytest.mark.parametrize("flags", [{}, {"enable_progress_bar": True}])
+def test_a_progress_bar_of_the_user_takes_the_place_of_ours(flags, tiny_bert, ragged_rows):
+    """Once Lightning refused it, with and without enable_progress_bar."""
+    bar = TQDMProgressBar()
+    trainer = run(tiny_bert, ragged_rows, callbacks=[bar], max_steps=2, **flags)
+    assert trainer.lightning.progress_bar_callback is bar
+    assert bar.train_progress_bar.n > 0
 
 
 def test_final_weights_are_evaluated_once(tiny_bert, ragged_rows):

@@ -70,8 +70,24 @@ def test_smoothing_begins_without_a_bias():
     assert smoothed([1.0, 2.0]) == pytest.approx([1.0, (0.9 * 0.1 * 1 + 0.1 * 2) / 0.19])
 
 
+def test_a_run_goes_on_with_the_rate_it_found(tiny_bert, ragged_rows, tmp_path):
+    """Once it was refused with the arguments that it had begun with."""
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 9}
+    options |= {"find_learning_rate": True, "output_dir": tmp_path}
+    whole, _ = losses(tiny_bert(dropout=0.1), easy(ragged_rows), **options)
+    options |= {"checkpoint": tmp_path / "checkpoint-2"}
+    resumed, _ = losses(tiny_bert(dropout=0.1), easy(ragged_rows), **options)
+    names = ("step", "loss", "learning_rate", "grad_norm")
+    told = [
+        [[entry[name] for name in names] for entry in run.state.log_history if "loss" in entry]
+        for run in (whole, resumed)
+    ]
+    assert len(told[0]) == 4
+    assert told[0] == told[1]
+    with pytest.raises(ValueError, match="find_learning_rate=True there, find_learning_rate=False"):
+        losses(tiny_bert(), easy(ragged_rows), **{**options, "find_learning_rate": False})
+
+
 def test_what_contradicts_it_is_refused(tiny_bert, ragged_rows):
-    with pytest.raises(ValueError, match="find_learning_rate=True is for a new run"):
-        HFTrainer()("base", [], find_learning_rate=True, checkpoint=True)
     with pytest.raises(ValueError, match="find_learning_rate=True needs a single process"):
         HFTrainer()("base", [], find_learning_rate=True, strategy="ddp_spawn", devices=2)
