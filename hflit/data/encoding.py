@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def encoded(
         "with_indices": tokenization.with_indices,
     }
     if isinstance(rows, datasets.IterableDataset):
-        return rows.map(tokenization, **encode)
+        encode["with_indices"] = True
+        return rows.map(partial(_encode_told, rows, tokenization, called), **encode)
 
     key = Hasher.hash([rows._fingerprint, tokenization.settings])
     if is_cached:
@@ -73,6 +75,21 @@ def encoded(
     _check(tokens, tokenization, called)
     _report_cut(tokens, tokenization, called)
     return tokens.with_format(None)
+
+
+def _encode_told(
+    rows: datasets.IterableDataset,
+    tokenization: Tokenization,
+    called: str,
+    batch: dict[str, list[Any]],
+    indices: list[int],
+) -> dict[str, list[Any]]:
+    """Encode rows of a stream; the row that cannot be encoded is looked for when one cannot."""
+    try:
+        return tokenization(batch, indices)
+    except Exception:
+        tokenization.check(rows, f"streamed {called}", indices[-1] + 1)
+        raise
 
 
 @contextmanager

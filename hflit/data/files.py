@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
 
 KINDS = {  # how a file's name ends, uncompressed -> the builder of `datasets` that reads it
     ".csv": "csv",
@@ -92,10 +94,13 @@ def _read_files(files: list[Path], further: dict[str, Any]) -> Any:
         )
     kind = str(kinds.pop())
     options: dict[str, Any] = {"split": "train"}
+    is_plain_table = kind == "csv" and further.keys() <= {"split", "streaming"}
+    if is_plain_table:
+        _check_heads(files)
     if kind == "csv":
         # Only an empty field is missing: "NA", "None" and "null" are texts and labels.
         options |= {"keep_default_na": False, "na_values": [""]}
-        options["delimiter"] = "\t" if _ending(files[0]) == ".tsv" else ","
+        options["delimiter"] = _delimiter(files[0])
     elif kind == "json":
         options["encoding"] = (
             "utf-8-sig"  # by this name the bytes are checked, and a BOM is left out
@@ -111,6 +116,8 @@ def _read_files(files: list[Path], further: dict[str, Any]) -> Any:
     finally:
         if was_shown:
             datasets.enable_progress_bars()
+    if is_plain_table and options["delimiter"] == "\t":
+        _check_quotes(rows, names[0])
     if kind == "text" and isinstance(rows, datasets.IterableDataset):
         rows = rows.filter(lambda row: row["text"].strip())
     elif kind == "text":
@@ -126,10 +133,12 @@ def _read_folder(folder: Path, options: dict[str, Any]) -> Any:
                 "splits are folders in it."
             )
         return datasets.load_from_disk(str(folder))
+    files = [file for file in sorted(folder.rglob("*")) if _ending(file) in KINDS]
+    if options.keys() <= {"split", "streaming"}:
+        _check_heads([file for file in files if KINDS[_ending(file)] == "csv"])
     try:
         return datasets.load_dataset(str(folder), **options)
     except Exception as error:
-        files = [file for file in sorted(folder.rglob("*")) if _ending(file) in KINDS]
         problem = f"{folder}: {_innermost(error)}"
         raise ValueError(_flaw(files) or problem) from error
 
@@ -143,6 +152,53 @@ def _read_hub(name: str, options: dict[str, Any]) -> Any:
             f"{name!r} is no file, no folder, and no data set of the Hub that can be reached: "
             f"{_innermost(error)}"
         ) from error
+
+
+def _check_heads(files: list[Path]) -> None:
+    """Raise ValueError where pandas would rename a column, or take the first one for an index."""
+    for file in files:
+        try:
+            with _opened(file) as raw:
+                text = io.TextIOWrapper(raw, "utf-8-sig", errors="replace", newline="")
+                fields = csv.reader(text, delimiter=_delimiter(file))
+                header, line = next(fields), fields.line_num + 1
+                first = next((row for row in fields if row), [])
+        except (StopIteration, csv.Error, EOFError, OSError, lzma.LZMAError, zipfile.BadZipFile):
+            continue  # it cannot be read either, and then told in full
+        twice = [name for name in header if name and header.count(name) > 1]
+        if twice:
+            raise ValueError(f"{file}, line 1: the header has more than one column {twice[0]!r}.")
+        if len(first) > len(header):
+            raise ValueError(f"{file}, line {line}: {_too_many(first, header)}")
+
+
+def _check_quotes(rows: Any, name: str) -> None:
+    """Raise ValueError at a field of tabs and lines: a quote that belongs to a text began it."""
+    table = rows.with_format("arrow")[:] if isinstance(rows, datasets.Dataset) else pa.table({})
+    for column, values in zip(table.column_names, table.columns, strict=True):
+        if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+            continue
+        parts = (pc.match_substring(values, part) for part in "\t\n")
+        row = pc.index(pc.and_(*parts), True).as_py()
+        if row >= 0:
+            found = values[row].as_py()
+            raise ValueError(
+                f"{name}: row {row} has lines and tabs within quotes in {column!r}: "
+                f"{found[:60]!r}... If quotes are part of the texts, read them as they are, with "
+                f"{{'path': {name!r}, 'quoting': 3}}; if it is meant so, with 'quoting': 0."
+            )
+
+
+def _opened(file: Path) -> Any:
+    return COMPRESSED.get(file.suffix.lower(), lambda path: path.open("rb"))(file)
+
+
+def _delimiter(file: Path) -> str:
+    return "\t" if _ending(file) == ".tsv" else ","
+
+
+def _too_many(row: list[str], header: list[str]) -> str:
+    return f"{len(row)} fields, but the header names {len(header)}: {header}."
 
 
 def _flaw(files: list[Path]) -> str | None:
@@ -167,7 +223,7 @@ def _problems(file: Path) -> Iterator[tuple[str, str]]:
                 yield "", "it is cut off." if begins else "it is no Parquet file."
     if KINDS[ending] not in ("csv", "json", "text"):
         return
-    with COMPRESSED.get(file.suffix.lower(), lambda path: path.open("rb"))(file) as opened:
+    with _opened(file) as opened:
         raw = opened.read()
     if not raw.strip():
         yield "", "the file is empty."
@@ -179,16 +235,14 @@ def _problems(file: Path) -> Iterator[tuple[str, str]]:
         yield f", line {line}", f"byte {raw[error.start]:#x} is no UTF-8. Save the file as UTF-8."
         return
     if KINDS[ending] == "csv":
-        delimiter = "\t" if ending == ".tsv" else ","
-        fields = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+        fields = csv.reader(io.StringIO(text), delimiter=_delimiter(file), strict=True)
         header = next(fields)
         line = fields.line_num
         try:
             for row in fields:
                 line = fields.line_num
                 if len(row) > len(header):
-                    told = f"{len(row)} fields, but the header names {len(header)}: {header}."
-                    yield f", line {line}", told
+                    yield f", line {line}", _too_many(row, header)
         except csv.Error as error:
             yield f", line {line + 1}", f"a quote is opened here and never closed ({error})."
         if line == 1:

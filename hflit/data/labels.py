@@ -322,6 +322,9 @@ def _numbered(values: set[Any], problem: str, head: dict[int, str] | None) -> La
     if isinstance(ordered[0], bool):
         return LabelMap(problem, {0: "False", 1: "True"}, {False: 0, True: 1})
 
+    numbers = {int(name): i for i, name in (head or {}).items() if _is_whole(name)}
+    if head is not None and values <= set(numbers):  # they are what the head calls its classes
+        return LabelMap(problem, head, numbers)
     for names in (head or {}, _default_names(len(ordered))):
         if all(0 <= value < len(names) for value in ordered):  # the labels are class ids already
             return LabelMap(problem, names, {index: index for index in names})
@@ -331,6 +334,10 @@ def _numbered(values: set[Any], problem: str, head: dict[int, str] | None) -> La
         {i: str(int(value)) for i, value in enumerate(ordered)},
         {value: i for i, value in enumerate(ordered)},
     )
+
+
+def _is_whole(name: str) -> bool:
+    return name.removeprefix("-").isdecimal()
 
 
 def _default_names(count: int) -> dict[int, str]:

@@ -132,11 +132,13 @@ class DataModule(L.LightningDataModule):
             self.tokenization.check(rows, SPLITS[split])
 
     def _encode(self, split: str) -> None:
+        rows = self.rows[split]
+        needed = self._rows_of_stream(rows) if split == "train" else None
         tokens = encoded(
-            self.rows[split],
+            rows,
             self.tokenization,
             SPLITS[split],
-            batch_size=self.tokenizebatch,
+            batch_size=min(self.tokenizebatch, needed or self.tokenizebatch),
             processes=self.tokenizers,
             is_cached=self.cache,
             is_shared=self.args.world_size > 1,

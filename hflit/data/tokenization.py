@@ -250,6 +250,9 @@ def tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     settings: dict[str, Any] = {"class": type(tokenizer).__name__, "side": tokenizer.padding_side}
     settings["truncation_side"] = tokenizer.truncation_side
     settings["inputs"] = tokenizer.model_input_names
+    # The backend knows which tokens are special, not which of them ends a text.
+    settings["special"] = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}
+    settings["splits_special"] = tokenizer.split_special_tokens
     if tokenizer.is_fast:
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
         settings["backend"] = {

@@ -137,3 +137,18 @@ def test_a_missing_column_is_told_with_the_file(tmp_path):
     data._length_column = lambda split: None
     with pytest.raises(ValueError, match="a.csv: Column 'label' is not in the training data"):
         data.setup()
+
+
+@pytest.mark.parametrize(
+    ("quoting", "texts"), [(3, ['"w1', 'w2"', "w3"]), (0, ["w1\t0\nw2", "w3"])]
+)
+def test_quotes_in_a_tsv_file_are_read_as_asked(quoting, texts, tmp_path):
+    (tmp_path / "a.tsv").write_text('text\tlabel\n"w1\t0\nw2"\t1\nw3\t0\n')
+    with pytest.raises(ValueError, match="row 0 has lines and tabs"):
+        read_files("a.tsv")
+    assert read_files({"path": "a.tsv", "quoting": quoting})["text"][:] == texts
+
+
+def test_a_quoted_field_may_have_several_lines(tmp_path):
+    (tmp_path / "a.tsv").write_text('text\tlabel\n"w1\nw2"\t0\n"w3\tw4"\t1\n')
+    assert read_files("a.tsv")["text"][:] == ["w1\nw2", "w3\tw4"]

@@ -291,6 +291,14 @@ def test_a_stream_needs_max_steps(opened, ragged_rows):
 # What is wrong with the data, and where.
 
 
+def test_no_more_of_a_stream_is_tokenized_than_a_run_needs(opened):
+    given = [{"text": f"w{n}", "label": n % 2} for n in range(20)]
+    stream = dataset([*given, {"text": "w1", "label": 7}]).to_iterable_dataset()
+    module = opened(stream, max_steps=2, per_device_train_batch_size=3)
+    batches = iter(module.train_dataloader())
+    assert len([next(batches), next(batches)]) == 2
+
+
 def test_11_ragged_dicts_keep_every_label_at_its_row(opened):
     """Any row lacking a key moved all later values up: w3 got the label of w2."""
     rows = [

@@ -344,6 +344,19 @@ def test_14_other_labels_get_classes_of_their_own(found):
     assert found([0.5, 1.0], head=HEAD)[:2] == (REGRESSION, ["LABEL_0"])
 
 
+def test_numbers_that_name_classes_of_the_head_are_those_classes(found):
+    """Ratings below the number of classes were taken for class ids, one class too high."""
+    stars = {index: str(index + 1) for index in range(5)}
+    for labels in ([1, 2, 4], [1.0, 2.0, 4.0]):
+        assert found(labels, head=stars) == (SINGLE, [*"12345"], [0, 1, 3])
+    assert found([1, 4], [5, 2], head=stars)[2] == [4, 1]
+    assert found([[1, 4], [2]], head=stars)[2] == [[1.0, 0, 0, 1, 0], [0.0, 1, 0, 0, 0]]
+    assert found([0, 4], head=stars)[2] == [0, 4]  # 0 is no rating, so they are class ids
+    assert found([1, -1], head={0: "-1", 1: "1"})[2] == [1, 0]
+    assert found([0, 2], head={0: "0", 1: "1", 2: "2"})[2] == [0, 2]
+    assert found([0, 2], head=dict(enumerate(GENERIC)))[2] == [0, 2]
+
+
 RUNS = {  # training labels -> problem and names
     "ints": ([0, 1, 2], SINGLE, GENERIC),
     "gaps": ([0, 7, 3], SINGLE, ["0", "3", "7"]),

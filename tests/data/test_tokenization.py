@@ -68,3 +68,12 @@ def test_texts_end_unless_they_were_cut(maxlength):
     longest = maxlength or 99
     expected = [row[:longest] + [eos] * (len(row) < longest) for row in bare]
     assert found == expected
+
+
+def test_the_role_of_a_token_is_part_of_the_cache_key():
+    keys = []
+    for end, splits in [("w98", False), ("w99", False), ("w99", True)]:
+        tokenizer = word_tokenizer()
+        tokenizer.eos_token, tokenizer.split_special_tokens = end, splits
+        keys.append(Texts(tokenizer, merge=None).settings)
+    assert all(keys.count(key) == 1 for key in keys)
