@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -100,11 +101,9 @@ def _maxlength(saved: Saved) -> int | None:
     )
 
 
-def _encoder(saved: Saved, side: str | None = None) -> Callable[[list[list[str]]], dict[str, Any]]:
+def _encoder(saved: Saved) -> Callable[[list[list[str]]], dict[str, Any]]:
     """Columns of texts -> padded tensors that the model takes."""
-    tokenizer = copy.deepcopy(saved.tokenizer)
-    tokenizer.padding_side = side or tokenizer.padding_side
-    maxlength = _maxlength(saved)
+    tokenizer, maxlength = saved.tokenizer, _maxlength(saved)
 
     def encode(columns: list[list[str]]) -> dict[str, Any]:
         tokens = tokenizer(
@@ -203,18 +202,35 @@ def _translator(saved: Saved) -> Callable[[Texts], list[dict[str, Any]]]:
 
 
 def _writer(saved: Saved) -> Callable[[Texts], list[dict[str, Any]]]:
-    encode, inner = _encoder(saved, side="left"), inner_model(saved.model)
-    positions = count_positions(Base(inner.config, saved.tokenizer, inner, None)) or math.inf
+    tokenizer, inner = copy.deepcopy(saved.tokenizer), inner_model(saved.model)
+    tokenizer.padding_side = "left"
+    positions = count_positions(Base(inner.config, tokenizer, inner, None)) or math.inf
+    most = max(positions - GENERATED_TOKENS, positions // 2)
+    begins = [each for each in (tokenizer.bos_token_id, tokenizer.cls_token_id) if each is not None]
+    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id}
+
+    def prompt(ids: list[int]) -> list[int]:
+        """A text to go on from: not ended, and not longer than leaves room."""
+        while len(ids) > 1 and ids[-1] in ends:
+            ids = ids[:-1]
+        if len(ids) > most:
+            warnings.warn(f"Prompts are cut at their start to {most} tokens.", stacklevel=2)
+            first = [each for each in ids[:1] if each in begins]
+            ids = first + ids[len(first) - int(most) :]
+        if not ids and not begins:
+            raise ValueError("A prompt is empty, and the tokenizer has no token to begin with.")
+        return ids or begins[:1]
 
     def predict(texts: Texts) -> list[dict[str, Any]]:
-        inputs = encode(_columns(texts))
-        inputs.pop("token_type_ids", None)
+        told = tokenizer(*_columns(texts), verbose=False)["input_ids"]
+        prompts = {"input_ids": [prompt(ids) for ids in told]}
+        inputs = tokenizer.pad(prompts, return_tensors="pt").to(_device(saved))
         read = inputs["input_ids"].shape[1]
-        room = max(1, int(min(GENERATED_TOKENS, positions - read)))
+        room = int(min(GENERATED_TOKENS, positions - read))
         ids = saved.model.generate(
-            **inputs, max_new_tokens=room, pad_token_id=saved.tokenizer.pad_token_id
+            **inputs, max_new_tokens=room, pad_token_id=tokenizer.pad_token_id
         )
-        written = saved.tokenizer.batch_decode(ids[:, read:], skip_special_tokens=True)
+        written = tokenizer.batch_decode(ids[:, read:], skip_special_tokens=True)
         return [{"generated": text} for text in written]
 
     return predict

@@ -91,6 +91,32 @@ def test_several_labels_and_scores_of_a_regression(tiny_bert, ragged_rows):
     assert set(trainer.predict(scores)[0]) == {"score"}
 
 
+def test_a_prompt_is_not_ended_and_keeps_its_end(monkeypatch):
+    """GPT-2 with BERT's tokenizer, as the Chinese ones: 64 positions, half of them to write in."""
+    trainer = HFTrainer()
+    model, tokenizer = trainer(
+        make("language-generation", 0), rows("language-generation"), max_steps=1,
+        task="language-generation", merge=None, maxlength=8,
+    )  # fmt: skip
+    given, generate = [], type(model).generate
+    monkeypatch.setattr(
+        type(model),
+        "generate",
+        lambda self, **told: given.append(told) or generate(self, **told),
+    )
+    words = [f"w{n}" for n in range(20)]
+    (found,) = trainer.predict([{"text": " ".join(words)}])
+    assert tokenizer.convert_ids_to_tokens(given[0]["input_ids"][0]) == ["[CLS]", *words]
+    assert found["generated"]
+
+    words = [f"w{n}" for n in range(50)]
+    with pytest.warns(UserWarning, match="Prompts are cut at their start to 32 tokens"):
+        trainer.predict([{"text": " ".join(words)}, {"text": ""}])
+    long, empty = (tokenizer.convert_ids_to_tokens(ids) for ids in given[1]["input_ids"])
+    assert long == ["[CLS]", *words[-31:]]
+    assert empty == ["[PAD]"] * 31 + ["[CLS]"]
+
+
 def test_one_output_of_no_stated_problem_is_a_score(tiny_bert):
     """As rerankers have it; a softmax over one class is 1."""
     texts = [{"text": "w1"}, {"text": "w2 w3"}]
