@@ -318,5 +318,10 @@ class HFTrainer:
             rows: What the call takes as `train`; labels are not read.
             columns: Columns of text; by default those of the training rows.
             batch_size: Rows that the model reads at a time.
+
+        Raises:
+            RuntimeError: Nothing was trained yet.
         """
+        if not hasattr(self, "saved"):
+            raise RuntimeError("Nothing was trained yet: predict asks the model of the last call.")
         return list(predictions(self.saved, rows, columns, batch_size))

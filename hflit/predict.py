@@ -26,6 +26,7 @@ from hflit.tasks.layers import fast_layers
 from hflit.tasks.sequence_sequence import GENERATED_TOKENS
 
 CHUNK = 2_000  # rows in memory at a time
+SPANS = 32  # of long contexts, read at a time
 Texts = list[tuple[str, ...]]  # the texts of each row of a batch
 
 
@@ -161,10 +162,8 @@ def _answerer(saved: Saved) -> Callable[[Texts], list[dict[str, Any]]]:
         found = SpanMetrics(contexts, [[] for _ in contexts])
         spans = questions({"q": asked, "c": contexts, "a": [None] * len(texts)})
         rows = [dict(zip(spans, each, strict=True)) for each in zip(*spans.values(), strict=True)]
-        for at in range(0, len(rows), len(texts)):
-            batch = {
-                k: v.to(_device(saved)) for k, v in collate(rows[at : at + len(texts)]).items()
-            }
+        for at in range(0, len(rows), SPANS):
+            batch = {k: v.to(_device(saved)) for k, v in collate(rows[at : at + SPANS]).items()}
             inputs = {k: v for k, v in batch.items() if k in forward_inputs(saved.model)}
             for name in ("start_positions", "end_positions"):
                 inputs.pop(name, None)

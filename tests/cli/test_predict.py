@@ -117,6 +117,11 @@ def test_a_prompt_is_not_ended_and_keeps_its_end(monkeypatch):
     assert empty == ["[PAD]"] * 31 + ["[CLS]"]
 
 
+def test_who_has_trained_nothing_can_predict_nothing():
+    with pytest.raises(RuntimeError, match="Nothing was trained yet"):
+        HFTrainer().predict([{"text": "w1"}])
+
+
 def test_one_output_of_no_stated_problem_is_a_score(tiny_bert):
     """As rerankers have it; a softmax over one class is 1."""
     texts = [{"text": "w1"}, {"text": "w2 w3"}]
