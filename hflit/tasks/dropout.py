@@ -79,7 +79,8 @@ def _attention(
 
 
 def _is_meant(input: Tensor, p: float) -> bool:
-    return input.device.type == "cpu" and input.is_floating_point() and 0 < round(p * STEPS) < STEPS
+    is_plain = type(input) is Tensor and input.device.type == "cpu"  # no shard, nothing traced
+    return is_plain and input.is_floating_point() and 0 < round(p * STEPS) < STEPS
 
 
 def _kept(shape: torch.Size, p: float, random: SFC64) -> Tensor:
