@@ -173,6 +173,12 @@ def _arrow(values: list[Any], name: str, split: str, converters: Converters) -> 
         values = [converters[name](value) for value in values]
     try:
         return pa.array(values, from_pandas=True)  # from_pandas: NaN is missing, as None is
+    except UnicodeEncodeError:
+        row = next(i for i, value in enumerate(values) if not _is_unicode(value))
+        raise ValueError(
+            f"Row {row} of the {split} data has half a character in {name!r}, a lone surrogate: "
+            f"{values[row]!r:.60}. Leave it out, as text.encode('utf-8', 'ignore').decode() does."
+        ) from None
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         first = next(value for value in values if value is not None)
         odd = next(
@@ -190,6 +196,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.tolist()
     return value.to_list() if hasattr(value, "to_list") else value  # a list column of polars
+
+
+def _is_unicode(value: Any) -> bool:
+    try:
+        pa.array([value], from_pandas=True)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _alike(first: Any, other: Any) -> bool:
