@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -184,6 +185,11 @@ def _arrow(values: list[Any], name: str, split: str, converters: Converters) -> 
         odd = next(
             (i for i, v in enumerate(values) if v is not None and not _alike(first, v)), None
         )
+        if odd is not None and values[odd] is first:
+            raise ValueError(
+                f"Column {name!r} of the {split} data holds {first!r} in row {odd}. Values are "
+                "numbers, texts, booleans or lists of these."
+            ) from None
         where = (
             f"row {odd} holds {values[odd]!r} and earlier rows hold {first!r}"
             if odd is not None
@@ -193,7 +199,7 @@ def _arrow(values: list[Any], name: str, split: str, converters: Converters) -> 
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.ndim == 0):
         return value.tolist()
     return value.to_list() if hasattr(value, "to_list") else value  # a list column of polars
 
