@@ -292,7 +292,13 @@ def _read_weights(path: str | None, auto_model: Any, config: Any, **options: Any
     return model
 
 
-def check_teacher(teacher: Base, student: Base, auto_model: Any, changes: dict[str, Any]) -> None:
+def check_teacher(
+    teacher: Base,
+    student: Base,
+    auto_model: Any,
+    changes: dict[str, Any],
+    maxlength: int | None = None,
+) -> None:
     """Refuse a teacher that speaks of other tokens or classes, or of nothing it has learned.
 
     Args:
@@ -300,9 +306,11 @@ def check_teacher(teacher: Base, student: Base, auto_model: Any, changes: dict[s
         student: What learns.
         auto_model: transformers' class that picks the model for the task.
         changes: What the data decide about the student's config.
+        maxlength: Longest row in tokens, or None for no limit.
 
     Raises:
-        ValueError: The vocabulary or the classes differ, or the teacher has no head for the task.
+        ValueError: The vocabulary or the classes differ, or the teacher has no head for the task or
+            takes shorter rows.
     """
     if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
         raise ValueError(
@@ -323,6 +331,12 @@ def check_teacher(teacher: Base, student: Base, auto_model: Any, changes: dict[s
         raise ValueError(
             f"The teacher knows the classes {names!r}, the training data {expected!r}. They must "
             "be the same, in the same order."
+        )
+    positions = count_positions(teacher)
+    if maxlength is not None and positions is not None and maxlength > positions:
+        raise ValueError(
+            f"The teacher takes {positions} tokens, and rows have up to maxlength={maxlength}. Set "
+            f"maxlength={positions} or less."
         )
     if expected is None and teacher.config.vocab_size != student.config.vocab_size:
         raise ValueError(

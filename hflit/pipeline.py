@@ -221,7 +221,8 @@ class HFTrainer:
             task_class.check_arguments(arguments, changes)
             school = None if teacher is None else load_base(teacher, trust_remote_code)
             if school is not None:
-                check_teacher(school, start, task_class.auto_model, changes)
+                longest = data.tokenization.maxlength
+                check_teacher(school, start, task_class.auto_model, changes, longest)
 
             def load(base: Base, changes: dict[str, Any]) -> Any:
                 model = task_class.load(base, changes)

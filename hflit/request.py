@@ -51,10 +51,11 @@ def check_request(given: dict[str, Any], call: Callable[..., Any]) -> type[TaskM
         taken = (*TASKS[task].options, *TASKS[task].tokenization.options)
         if given[name] != default and name not in taken:
             raise ValueError(f"{name}={given[name]!r} means nothing to {task}.")
-    temperature, alpha = given["distillation"]
-    if temperature <= 0 or not 0 <= alpha <= 1:
+    pair = given["distillation"]
+    are_numbers = isinstance(pair, (tuple, list)) and all(isinstance(n, (int, float)) for n in pair)
+    if not are_numbers or len(pair) != 2 or pair[0] <= 0 or not 0 <= pair[1] <= 1:
         raise ValueError(
-            f"distillation={given['distillation']!r} must be a temperature above 0 and a share of "
+            f"distillation={pair!r} must be a temperature above 0 and a share of "
             "the teacher from 0 to 1."
         )
     if given["teacher"] is not None and given["parity"]:

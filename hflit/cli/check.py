@@ -92,7 +92,8 @@ def check(call: dict[str, Any]) -> dict[str, Any]:
         changes = data.tokenization.config_changes(start.config)
         task_class.check_arguments(arguments, changes)
         if school is not None:
-            check_teacher(school, start, task_class.auto_model, changes)
+            longest = data.tokenization.maxlength
+            check_teacher(school, start, task_class.auto_model, changes, longest)
         length = run_length(arguments, flags, data)
     except ValueError as error:
         wrong.append(str(error))

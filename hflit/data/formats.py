@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -173,11 +174,22 @@ def _arrow(values: list[Any], name: str, split: str, converters: Converters) -> 
         values = [converters[name](value) for value in values]
     try:
         return pa.array(values, from_pandas=True)  # from_pandas: NaN is missing, as None is
+    except UnicodeEncodeError:
+        row = next(i for i, value in enumerate(values) if not _is_unicode(value))
+        raise ValueError(
+            f"Row {row} of the {split} data has half a character in {name!r}, a lone surrogate: "
+            f"{values[row]!r:.60}. Leave it out, as text.encode('utf-8', 'ignore').decode() does."
+        ) from None
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         first = next(value for value in values if value is not None)
         odd = next(
             (i for i, v in enumerate(values) if v is not None and not _alike(first, v)), None
         )
+        if odd is not None and values[odd] is first:
+            raise ValueError(
+                f"Column {name!r} of the {split} data holds {first!r} in row {odd}. Values are "
+                "numbers, texts, booleans or lists of these."
+            ) from None
         where = (
             f"row {odd} holds {values[odd]!r} and earlier rows hold {first!r}"
             if odd is not None
@@ -187,9 +199,17 @@ def _arrow(values: list[Any], name: str, split: str, converters: Converters) -> 
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.ndim == 0):
         return value.tolist()
     return value.to_list() if hasattr(value, "to_list") else value  # a list column of polars
+
+
+def _is_unicode(value: Any) -> bool:
+    try:
+        pa.array([value], from_pandas=True)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _alike(first: Any, other: Any) -> bool:

@@ -100,7 +100,7 @@ class Labels(Tokenization):
         self, columns: str | tuple[str | None, ...] | None
     ) -> tuple[str | None, ...]:
         """Text, second text, label; two names leave out the second text."""
-        if columns is not None and not isinstance(columns, str) and len(columns) == 2:
+        if isinstance(columns, (tuple, list)) and len(columns) == 2:
             columns = (columns[0], None, columns[1])
         return super().resolve_columns(columns)
 

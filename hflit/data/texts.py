@@ -16,6 +16,7 @@ from hflit.data.batching import IGNORE_INDEX, Batch
 from hflit.data.tokenization import Columns, Tokenization, check_texts, encode_texts, scan
 
 MERGES = ("concat", "pack", None)
+SPACES = ("▁", "Ġ", " ")  # how tokens write the space before them
 
 
 class Texts(Tokenization):
@@ -108,7 +109,10 @@ class Texts(Tokenization):
                 return_offsets_mapping=True,
                 verbose=False,
             )
-            encoded["word_starts"] = [_word_starts(row) for row in tokens["offset_mapping"]]
+            encoded["word_starts"] = [
+                _word_starts(offsets, tokens.tokens(row))
+                for row, offsets in enumerate(tokens["offset_mapping"])
+            ]
         if self.adds_eos:
             # A row cut at maxlength has no end to learn.
             fill = {"input_ids": self.tokenizer.eos_token_id, "special_tokens_mask": 1}
@@ -291,10 +295,13 @@ def _places(segments: torch.Tensor, is_token: torch.Tensor) -> tuple[torch.Tenso
     return documents, positions
 
 
-def _word_starts(offsets: list[tuple[int, int]]) -> list[int]:
-    """1 for each token that does not touch the one before it."""
+def _word_starts(offsets: list[tuple[int, int]], tokens: list[str]) -> list[int]:
+    """1 for each token that does not touch the one before it, or that begins with a space."""
     ends = [-1, *(end for _, end in offsets[:-1])]
-    return [int(start != end) for (start, _), end in zip(offsets, ends, strict=True)]
+    return [
+        int(start != end or token.startswith(SPACES))  # some tokenizers' offsets hold the space
+        for (start, _), end, token in zip(offsets, ends, tokens, strict=True)
+    ]
 
 
 def _as_offsets(word_starts: torch.Tensor) -> torch.Tensor:

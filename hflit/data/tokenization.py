@@ -63,7 +63,13 @@ class Tokenization:
         """Fill a string or a shorter tuple up with the default names."""
         if columns is None:
             return self.default_columns
-        given = (columns,) if isinstance(columns, str) else tuple(columns)
+        given: tuple[Any, ...]
+        given = tuple(columns) if isinstance(columns, (tuple, list)) else (columns,)
+        if not all(isinstance(name, str | None) for name in given):
+            raise ValueError(
+                f"columns={columns!r} must be texts in the order {self.default_columns!r}. Columns "
+                "whose names are numbers need other names."
+            )
         if not given or len(given) > len(self.default_columns):
             raise ValueError(
                 f"columns={columns!r} must name 1 to {len(self.default_columns)} columns, "

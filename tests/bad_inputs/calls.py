@@ -110,6 +110,9 @@ ARGUMENTS = [
     Case("a temperature of nothing", ("distillation=(0, 0.5)", "above 0"),
          {"distillation": (0, 0.5)}),
     Case("a share above all", ("distillation=(1, 2)", "from 0 to 1"), {"distillation": (1, 2)}),
+    Case("a share alone", ("distillation=0.5", "a temperature", "a share"), {"distillation": 0.5}),
+    Case("a temperature alone", ("distillation=(2,)", "a share"), {"distillation": (2,)}),
+    Case("a temperature in words", ("distillation=('hot', 0.5)",), {"distillation": ("hot", 0.5)}),
     Case("a teacher under parity", ("parity=True", "no teacher"),
          {"teacher": "x", "parity": True}),
     Case("smoothing beyond all", ("label_smoothing_factor=2", "from 0 to 1"),
@@ -172,6 +175,13 @@ def other_words():
     model, tokenizer = large()
     model.resize_token_embeddings(len(tokenizer))
     return model, tokenizer
+
+
+def short():
+    """A model with 16 positions."""
+    model, tokenizer = tiny.make(TC, 0)
+    model.config.max_position_embeddings = 16
+    return type(model)(model.config), tokenizer
 
 
 def adapter(folder):
@@ -244,6 +254,8 @@ MODELS = [
          lambda _: {"teacher": other_words()}),
     Case("a teacher with other classes", ("teacher knows the classes", "training data"),
          lambda _: {"teacher": tiny.make(TC, 0, labels=2)}),
+    Case("a teacher of shorter rows", ("teacher takes 16 tokens", "maxlength=64"),
+         lambda _: {"teacher": short()}),
     Case("a teacher without a head", ("teacher is a BertForMaskedLM", "Train it first"),
          lambda folder: {"teacher": saved(folder, MLM)}),
 ]  # fmt: skip

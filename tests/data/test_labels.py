@@ -4,6 +4,7 @@ import copy
 import json
 from datetime import date
 from decimal import Decimal
+from enum import Enum
 
 import datasets
 import numpy as np
@@ -411,3 +412,19 @@ def test_a_saved_head_trains_on_with_its_classes(tiny_bert, tmp_path):
     assert trained.config.id2label == HEAD
     for name, weight in trained.state_dict().items():  # the head was not made anew
         assert torch.equal(weight, before[name])
+
+
+def test_a_number_in_an_array_without_dimensions_is_that_number(found):
+    for kind in (np.array, torch.tensor):
+        assert found([kind(1), kind(0), kind(2)]) == (SINGLE, GENERIC, [1, 0, 2])
+
+
+class Mood(Enum):
+    BAD = 0
+
+
+@pytest.mark.parametrize("label", [Mood.BAD, [torch.tensor(1), torch.tensor(0)]])
+def test_labels_of_no_known_kind_are_shown(label, found):
+    """The row was said to differ from itself."""
+    with pytest.raises(ValueError, match="holds .* in row 0. Values are numbers, texts"):
+        found([label, label])

@@ -421,6 +421,20 @@ def test_whole_words_are_masked_together():
     assert seen > 0
 
 
+def test_words_start_at_spaces_that_belong_to_tokens():
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import Metaspace
+
+    vocabulary = {token: at for at, token in enumerate(["[MASK]", "▁", "a", "b", "▁a"])}
+    tokenizer = Tokenizer(BPE(vocabulary, [("▁", "a")]))
+    tokenizer.pre_tokenizer = Metaspace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]")
+    tokenization = Texts(fast, merge=None, masked=True, whole_word=True)
+    found = tokenization({"text": ["ab b a"]})
+    assert fast.convert_ids_to_tokens(found["input_ids"][0]) == ["▁a", "b", "▁", "b", "▁a"]
+    assert found["word_starts"] == [[1, 0, 1, 0, 1]]
+
+
 def test_masks_depend_on_seed_epoch_and_batch_only(texts):
     def masks(workers, seed=42):
         module = _data(texts, dataloader_num_workers=workers, seed=seed)
