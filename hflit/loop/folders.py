@@ -50,7 +50,8 @@ def numbered(output_dir: str | Path) -> list[Path]:
 
 def by_age(folders: list[Path]) -> list[Path]:
     """Folders in the order in which they were written; as given, where that is not known."""
-    written = [folder.stat().st_mtime for folder in folders]
+    files = [folder / STATE for folder in folders]  # who removes another file changes the folder
+    written = [(file if file.exists() else file.parent).stat().st_mtime for file in files]
     if not written or max(written) - min(written) < 1:  # some file systems tell no times
         return folders
     return [folder for _, folder in sorted(zip(written, folders, strict=True))]

@@ -609,7 +609,7 @@ def test_rotation_spares_what_is_no_checkpoint(tiny_bert, ragged_rows, tmp_path)
 def test_rotation_keeps_the_newest_of_two_runs(tiny_bert, ragged_rows, tmp_path):
     """The second run writes lower numbers than the first."""
     bert_run(tiny_bert, ragged_rows, tmp_path, save_steps=10)
-    os.utime(tmp_path / "checkpoint-10", (0, 0))
+    os.utime(tmp_path / "checkpoint-10" / "trainer_state.json", (0, 0))
     bert_run(tiny_bert, ragged_rows, tmp_path, max_steps=4, save_total_limit=2)
     assert names(tmp_path) == ["checkpoint-3", "checkpoint-4"]
 
@@ -682,10 +682,10 @@ def test_checkpoints_of_two_runs_in_a_folder_are_told_apart(tiny_bert, ragged_ro
     """The highest number may be of an earlier run; copied folders have lost their times."""
     out = str(tmp_path / "out")
     train(tiny_bert(), ragged_rows(16), output_dir=out)  # checkpoints 1 to 4
-    os.utime(tmp_path / "out" / "checkpoint-2")
     then = time.time() - 60
     for number in (1, 3, 4):
-        os.utime(tmp_path / "out" / f"checkpoint-{number}", (then + number, then + number))
+        state = tmp_path / "out" / f"checkpoint-{number}" / "trainer_state.json"
+        os.utime(state, (then + number, then + number))
     with pytest.raises(ValueError, match=r"checkpoint-2 is newer than .*checkpoint-4, so they are"):
         train(tiny_bert(), ragged_rows(16), output_dir=out, checkpoint=True)
     trainer, _ = train(
