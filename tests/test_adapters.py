@@ -189,7 +189,8 @@ def test_learns_freezes_saves_and_loads_back(bases, tmp_path, task, kind, mode):
 def test_merged_model_says_the_same_and_loads_back_plain(bases, tmp_path, task, quantize):
     """GPT-2 among them: its weights lie on their side, and square ones load either way round."""
     options = {"lora": True, "quantize": quantize}
-    base = bases / TASK_MODELS[task][0]
+    # BERT reads token types, which an adapter for question-answering learns without, see below.
+    base = bases / ("distilbert" if task == "question-answering" else TASK_MODELS[task][0])
     _, adapted, tokenizer, _ = run(base, task, **options)
     _, merged, _, _ = run(base, task, output_dir=str(tmp_path), merge_adapter=True, **options)
     for half, plain in halves(task, merged).items():
@@ -202,7 +203,6 @@ def test_merged_model_says_the_same_and_loads_back_plain(bases, tmp_path, task, 
         equal(type(plain).from_pretrained(tmp_path / (half or "")), plain, tokenizer)
 
 
-@pytest.mark.filterwarnings("ignore:Input and output embeddings are no longer tied:UserWarning")
 @pytest.mark.parametrize("merge", [False, True])
 def test_answers_are_found_as_well_once_saved(bases, tmp_path, merge):
     """peft gives its model no token types; the plain one that is left after merging gets them."""
@@ -213,6 +213,7 @@ def test_answers_are_found_as_well_once_saved(bases, tmp_path, merge):
     assert found["eval_loss"] == pytest.approx(trainer.metrics["eval_loss"], rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:Input and output embeddings are no longer tied:UserWarning")
 def test_what_a_copy_of_the_tied_decoder_loses(bases, tmp_path):
     """Merged, a trained copy of `cls` is untied. Its bias is not saved then, and loads as 0."""
     _, lost, tokenizer, _ = run(
