@@ -12,7 +12,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, TrainingArguments
 
-from hflit.adapters import save_config
+from hflit.adapters import inner_model, save_config
 
 HALVES = ("generator", "discriminator")
 ADAPTER = ("adapter_config.json", "adapter_model.*")
@@ -48,17 +48,24 @@ def save_artifacts(
 
 
 def _leave_one_form(model: Any, folder: Path) -> None:
-    """Remove what a model of another form left there in an earlier run, and would load first."""
+    """Remove what a model of another form left there in an earlier run, and would load first.
+
+    The base of this one stays, where it was read from the same folder.
+    """
     halves = {name: getattr(model, name) for name in HALVES if hasattr(model, name)}
+    config = inner_model(halves.get("generator", model)).config
+    read_from = getattr(config, "_name_or_path", "")
+    is_base = read_from != "" and folder.resolve() == Path(read_from).resolve()
     for name in HALVES:
         if name in halves:
             _leave_one_form(halves[name], folder / name)
-        elif (folder / name / "config.json").exists():
+        elif (folder / name / "config.json").exists() and not is_base:
             shutil.rmtree(folder / name)
     is_adapter = isinstance(model, PeftModel)
     others = [] if is_adapter else [*ADAPTER]
-    others += WHOLE if is_adapter or halves else ()
-    others += ["config.json"] if halves else []
+    if not is_base:
+        others += WHOLE if is_adapter or halves else ()
+        others += ["config.json"] if halves else []
     for name in others:
         for file in folder.glob(name):
             file.unlink()

@@ -211,8 +211,12 @@ class HFTrainer:
             options, data = read_data(start, task_class, given, arguments)
             data.setup()
             length = run_length(arguments, flags, data)
-            run = {"task": task, "model": start.config.model_type, **run_record(arguments, data)}
-            run["find_learning_rate"] = find_learning_rate
+            run = {
+                "task": task,
+                "model": start.config.model_type,
+                "find_learning_rate": find_learning_rate,
+                **run_record(arguments, data),
+            }
             if resumed is not None:
                 resumed.check(run)
                 data.start = resumed.place(length.windows, arguments.ignore_data_skip)

@@ -348,6 +348,15 @@ def test_a_folder_used_again_holds_the_last_model_alone(base, first, then):
         ]
 
 
+@pytest.mark.parametrize("then", ["adapter", "pair"])
+def test_a_run_into_the_folder_of_its_base_leaves_the_base(base, then):
+    """An adapter is nothing without it."""
+    options, files = FORMS[then]
+    HFTrainer()(base, ROWS, max_steps=1, output_dir=base, **options)
+    assert model_files(base) == files | {"model.safetensors"}
+    AutoModelForSequenceClassification.from_pretrained(base)
+
+
 def test_metrics_are_those_of_the_weights_that_are_returned(base):
     turns = iter([2.0, 1.0, 3.0])
     trainer = HFTrainer()
