@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def load_base(base: Any, trust_remote_code: bool = False) -> Base:
         path, config = None, copy.deepcopy(model.config)
         tokenizer = copy.deepcopy(tokenizer)
     elif isinstance(base, str) or hasattr(base, "__fspath__"):
-        path, model = str(base), None
+        path, model = os.path.expanduser(base), None
         halves = Path(path) / "discriminator"  # what token-detection saves beside generator/
         source = str(halves) if halves.is_dir() else path
         if (Path(source) / "adapter_config.json").exists():
@@ -146,7 +147,7 @@ def resolve_maxlength(maxlength: int | None, base: Base, name: str = "maxlength"
     Raises:
         ValueError: `maxlength` is not positive or more than the model has positions for.
     """
-    positions = count_positions(base)
+    positions = count_positions(base, of_targets=name == "target_maxlength")
     if maxlength is None:
         limits = [limit for limit in (positions, base.tokenizer.model_max_length) if limit]
         shortest = min(limits, default=UNLIMITED)
@@ -158,9 +159,11 @@ def resolve_maxlength(maxlength: int | None, base: Base, name: str = "maxlength"
     return maxlength
 
 
-def count_positions(base: Base) -> int | None:
-    """Tokens the model has positions for; None if it has no limit."""
-    positions = getattr(base.config, "max_position_embeddings", None)
+def count_positions(base: Base, of_targets: bool = False) -> int | None:
+    """Tokens the model has positions for, in targets if asked; None if it has no limit."""
+    side = "decoder" if of_targets else "encoder"
+    names = ("max_position_embeddings", f"max_{side}_position_embeddings")  # LED: one for each
+    positions = next((each for n in names if (each := getattr(base.config, n, None))), None)
     if not positions or positions < 1:
         return None
     model = base.model

@@ -36,7 +36,7 @@ from hflit.loop.finders import find_rate
 from hflit.loop.hub import HubUpload
 from hflit.loop.memory import fit_in_memory
 from hflit.loop.resume import find, load_weights
-from hflit.loop.run import lightning_run, run_length, run_record
+from hflit.loop.run import batch_record, lightning_run, run_length, run_record
 from hflit.loop.stops import Stops
 from hflit.loop.strategies import Processes, check_processes, run_in_processes, spread
 from hflit.loop.switches import model_switched, process_switched
@@ -189,6 +189,8 @@ class HFTrainer:
             return self._call_in_processes(processes, given, args)
         arguments.set_ranks(*processes[:3])
         resumed = find(checkpoint, arguments)
+        if resumed is not None:
+            resumed.keep_batch_size(arguments)
         quantization = quantization_config(quantize, arguments.device)
         hub = HubUpload()
         flags["callbacks"] = [
@@ -261,8 +263,9 @@ class HFTrainer:
 
             def fit() -> tuple[Bridge, L.Trainer]:
                 length = run_length(arguments, flags, data)
+                record = {**run, **batch_record(arguments)}
                 checkpoints = Checkpoints(
-                    arguments, model, start.tokenizer, run, resumed, failed_save
+                    arguments, model, start.tokenizer, record, resumed, failed_save
                 )
                 bridge, trainer = lightning_run(
                     arguments, {**flags}, length, module, data, metrics, checkpoints, stops

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import BatchEncoding
 
 from hflit.adapters import forward_inputs, inner_model
 from hflit.arguments import Arguments
@@ -46,9 +47,9 @@ def predictions(
         labels, `score` alone for a regression. question-answering: `answer`, its `score` from 0
         to 1, and the characters of the context between which it stands, `start` and `end`; an
         empty answer where none is. sequence-sequence and language-generation: `generated`.
-        language-modeling: `filled`, the text with its masks filled in, and for each mask the word,
-        `tokens`, and its score, `scores`. token-detection: all `tokens` and the `scores` from 0
-        to 1 of their being replaced.
+        language-modeling: `filled`, the text with its masks filled in (a list of both, of two
+        texts), and for each mask the word, `tokens`, and its score, `scores`. token-detection: all
+        `tokens` and the `scores` from 0 to 1 of their being replaced.
 
     Raises:
         ValueError: A column or a text is missing.
@@ -102,11 +103,11 @@ def _maxlength(saved: Saved) -> int | None:
     )
 
 
-def _encoder(saved: Saved) -> Callable[[list[list[str]]], dict[str, Any]]:
+def _encoder(saved: Saved) -> Callable[[list[list[str]]], BatchEncoding]:
     """Columns of texts -> padded tensors that the model takes."""
     tokenizer, maxlength = saved.tokenizer, _maxlength(saved)
 
-    def encode(columns: list[list[str]]) -> dict[str, Any]:
+    def encode(columns: list[list[str]]) -> BatchEncoding:
         tokens = tokenizer(
             *columns,
             max_length=maxlength,
@@ -115,8 +116,9 @@ def _encoder(saved: Saved) -> Callable[[list[list[str]]], dict[str, Any]]:
             return_tensors="pt",
         )
         model = getattr(saved.model, "discriminator", saved.model)
-        wanted = forward_inputs(model)
-        return {name: tokens[name].to(_device(saved)) for name in tokens if name in wanted}
+        for name in set(tokens) - forward_inputs(model):
+            del tokens[name]
+        return tokens.to(_device(saved))
 
     return encode
 
@@ -183,7 +185,9 @@ def _answer(found: SpanMetrics, row: int) -> dict[str, Any]:
         return {"answer": "", "score": float(shares[-1]), "start": 0, "end": 0}
     start, end = best[0].start, best[0].end
     text = found.contexts[row][start:end]
-    return {"answer": text, "score": float(shares[0]), "start": start, "end": end}
+    start += len(text) - len(text.lstrip())  # some tokenizers count the blank before a word to it
+    text = text.strip()
+    return {"answer": text, "score": float(shares[0]), "start": start, "end": start + len(text)}
 
 
 def _translator(saved: Saved) -> Callable[[Texts], list[dict[str, Any]]]:
@@ -246,12 +250,17 @@ def _filler(saved: Saved) -> Callable[[Texts], list[dict[str, Any]]]:
         scores, ids = logits.softmax(dim=-1).max(dim=-1)
         words = iter(zip(tokenizer.batch_decode(ids[:, None]), scores.tolist(), strict=True))
         results = []
-        for (text, *_), count in zip(texts, masked.sum(dim=1).tolist(), strict=True):
-            found = [(word.strip(), score) for word, score in (next(words) for _ in range(count))]
-            for word, _ in found:
-                text = text.replace(mask, word, 1)
+        for row, (each, places) in enumerate(zip(texts, masked, strict=True)):
+            filled = list(each)
+            of = inputs.sequence_ids(row) if len(filled) > 1 else [0] * len(places)
+            found = []
+            for at in places.nonzero().flatten().tolist():
+                word, score = next(words)
+                found.append((word.strip(), score))
+                filled[of[at]] = filled[of[at]].replace(mask, word.strip(), 1)
             tokens, likely = [word for word, _ in found], [score for _, score in found]
-            results.append({"filled": text, "tokens": tokens, "scores": likely})
+            told = filled[0] if len(filled) == 1 else filled
+            results.append({"filled": told, "tokens": tokens, "scores": likely})
         return results
 
     return predict

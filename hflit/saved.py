@@ -46,7 +46,7 @@ def load_saved(folder: str | os.PathLike[str], trust_remote_code: bool = False) 
         FileNotFoundError: There is no such folder.
         ValueError: The model has no head for any task, or its base is unknown.
     """
-    path = Path(folder)
+    path = Path(folder).expanduser()
     settings = read_run(path)
     if (path / "adapter_config.json").exists():
         task, model = _adapted(path, settings, trust_remote_code)

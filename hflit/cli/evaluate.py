@@ -16,6 +16,7 @@ from hflit.arguments import parse
 from hflit.cli.fit import read_call, show_figures
 from hflit.cli.options import split_call
 from hflit.data import DataModule
+from hflit.data.labels import Labels
 from hflit.loading import load_base
 from hflit.loop.evaluation import evaluate
 from hflit.pipeline import HFTrainer
@@ -92,7 +93,7 @@ def load_evaluation(
     named, args = split_call({"metrics": "auto", **call})
     named |= dict.fromkeys(("lora", "quantize", "teacher", "checkpoint"))
     named |= dict.fromkeys(("merge_adapter", "find_learning_rate"), False)
-    is_adapter = Path(model, "adapter_config.json").exists()
+    is_adapter = Path(model, "adapter_config.json").expanduser().exists()
     saved = load_saved(model, named["trust_remote_code"]) if is_adapter else None
     named["base"] = (saved.model, saved.tokenizer) if saved else model
     task_class = check_request(named, HFTrainer.__call__)
@@ -104,6 +105,8 @@ def load_evaluation(
     if most is not None:
         read = data.readers["validation"]
         data.readers["validation"] = lambda *given: _spread(read(*given), most)
+    if isinstance(data.tokenization, Labels):
+        data.tokenization.is_trained = True
     data.setup()
     loaded = task_class.load(start, data.tokenization.config_changes(start.config))
     new = getattr(loaded, "new_weights", [])

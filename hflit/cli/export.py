@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from jsonargparse import ArgumentParser
-from peft import PeftModel
+from peft import PeftModel, PeftModelForQuestionAnswering
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -47,7 +47,7 @@ def run(command: str, argv: Sequence[str]) -> int:
     config = read_options(parser, argv)
     if not config.model:
         raise ValueError("--model must be given.")
-    if not config.output and not Path(config.model).is_dir():
+    if not config.output and not Path(config.model).expanduser().is_dir():
         raise ValueError("--output must be given for a model of the Hub.")
     be_quiet()
     file, difference = export(config.model, config.output or Path(config.model, "onnx"))
@@ -79,10 +79,14 @@ def export(model: str | Path, folder: str | Path) -> tuple[Path, float]:
             f"the ones before, which is more than one graph. There is ONNX for {', '.join(OUTPUTS)}"
             "."
         )
+    if isinstance(saved.model, PeftModelForQuestionAnswering):
+        # It learned without token types: peft 0.21 keeps them from this one kind of model.
+        names = [n for n in saved.tokenizer.model_input_names if n != "token_type_ids"]
+        saved.tokenizer.model_input_names = saved.tokenizer.init_kwargs["model_input_names"] = names
     plain = getattr(saved.model, "discriminator", saved.model)
     plain = (merged(plain) if isinstance(plain, PeftModel) else plain).cpu().float().eval()
     plain.config.use_cache = False  # of a decoder that classifies
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     inputs = _inputs(plain, saved.tokenizer, LENGTHS)
     part, file = folder / "model.part.onnx", folder / "model.onnx"

@@ -52,7 +52,7 @@ def run(command: str, argv: Sequence[str]) -> int:
     missing = [f"--{name}" for name in ("model", "data") if not config[name]]
     if missing:
         raise ValueError(f"{' and '.join(missing)} must be given.")
-    output = config.output and Path(config.output)
+    output = config.output and Path(config.output).expanduser()
     if output and output.suffix not in WRITERS:
         raise ValueError(f"--output={output} must end in one of: {', '.join(WRITERS)}.")
     be_quiet()
@@ -142,7 +142,9 @@ def _write_parquet(path: Path, rows: Rows, kept: Kinds) -> int:
         writer = writer or pq.ParquetWriter(path, schema)
         writer.write_table(table)
         count += len(chunk)
-    if writer is not None:
+    if writer is None:  # no rows
+        pq.write_table(pa.table({}), path)
+    else:
         writer.close()
     return count
 

@@ -13,6 +13,7 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ COMPRESSED: dict[str, Callable[[Path], Any]] = {  # how it ends -> what opens it
     ".xz": lzma.open,
     ".zip": lambda path: (archive := zipfile.ZipFile(path)).open(archive.namelist()[0]),
 }
+# Only an empty field is missing: "NA", "None" and "null" are texts and labels.
+CSV = {"keep_default_na": False, "na_values": [""]}
 HUB_NAME = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*(?::[\w.-]+)?")
 PARQUET = b"PAR1"  # the first and the last bytes of such a file
 QUIET_BYTES = 50_000_000  # files up to this size are read without a progress bar
@@ -98,9 +101,7 @@ def _read_files(files: list[Path], further: dict[str, Any]) -> Any:
     if is_plain_table:
         _check_heads(files)
     if kind == "csv":
-        # Only an empty field is missing: "NA", "None" and "null" are texts and labels.
-        options |= {"keep_default_na": False, "na_values": [""]}
-        options["delimiter"] = _delimiter(files[0])
+        options |= {**CSV, "delimiter": _delimiter(files[0])}
     elif kind == "json":
         options["encoding"] = (
             "utf-8-sig"  # by this name the bytes are checked, and a BOM is left out
@@ -117,7 +118,7 @@ def _read_files(files: list[Path], further: dict[str, Any]) -> Any:
         if was_shown:
             datasets.enable_progress_bars()
     if is_plain_table and options["delimiter"] == "\t":
-        _check_quotes(rows, names[0])
+        rows = _quotes_checked(rows, names[0])
     if kind == "text" and isinstance(rows, datasets.IterableDataset):
         rows = rows.filter(lambda row: row["text"].strip())
     elif kind == "text":
@@ -134,13 +135,19 @@ def _read_folder(folder: Path, options: dict[str, Any]) -> Any:
             )
         return datasets.load_from_disk(str(folder))
     files = [file for file in sorted(folder.rglob("*")) if _ending(file) in KINDS]
-    if options.keys() <= {"split", "streaming"}:
-        _check_heads([file for file in files if KINDS[_ending(file)] == "csv"])
+    tables = [file for file in files if KINDS[_ending(file)] == "csv"]
+    is_plain = options.keys() <= {"split", "streaming"}
+    if is_plain:
+        _check_heads(tables)
+    own = CSV if tables == files else {}
     try:
-        return datasets.load_dataset(str(folder), **options)
+        rows = datasets.load_dataset(str(folder), **{**own, **options})
     except Exception as error:
         problem = f"{folder}: {_innermost(error)}"
         raise ValueError(_flaw(files) or problem) from error
+    if is_plain and any(_delimiter(file) == "\t" for file in tables):
+        rows = _quotes_checked(rows, str(folder))
+    return rows
 
 
 def _read_hub(name: str, options: dict[str, Any]) -> Any:
@@ -172,21 +179,35 @@ def _check_heads(files: list[Path]) -> None:
             raise ValueError(f"{file}, line {line}: {_too_many(first, header)}")
 
 
-def _check_quotes(rows: Any, name: str) -> None:
-    """Raise ValueError at a field of tabs and lines: a quote that belongs to a text began it."""
-    table = rows.with_format("arrow")[:] if isinstance(rows, datasets.Dataset) else pa.table({})
+def _quotes_checked(rows: Any, name: str) -> Any:
+    """Rows without a field of tabs and lines, which a quote that belongs to a text has begun.
+
+    Raises:
+        ValueError: There is one; of a stream, once it is read.
+    """
+    if isinstance(rows, (datasets.DatasetDict, datasets.IterableDatasetDict)):
+        return type(rows)({split: _quotes_checked(each, name) for split, each in rows.items()})
+    if isinstance(rows, datasets.IterableDataset):
+        return rows.filter(partial(_check_row, name=name), with_indices=True)
+    table = rows.with_format("arrow")[:]
     for column, values in zip(table.column_names, table.columns, strict=True):
-        if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-            continue
-        parts = (pc.match_substring(values, part) for part in "\t\n")
-        row = pc.index(pc.and_(*parts), True).as_py()
-        if row >= 0:
-            found = values[row].as_py()
+        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+            parts = (pc.match_substring(values, part) for part in "\t\n")
+            row = pc.index(pc.and_(*parts), True).as_py()
+            if row >= 0:
+                _check_row({column: values[row].as_py()}, row, name)
+    return rows
+
+
+def _check_row(row: dict[str, Any], number: int, name: str) -> bool:
+    for column, value in row.items():
+        if isinstance(value, str) and "\t" in value and "\n" in value:
             raise ValueError(
-                f"{name}: row {row} has lines and tabs within quotes in {column!r}: "
-                f"{found[:60]!r}... If quotes are part of the texts, read them as they are, with "
+                f"{name}: row {number} has lines and tabs within quotes in {column!r}: "
+                f"{value[:60]!r}... If quotes are part of the texts, read them as they are, with "
                 f"{{'path': {name!r}, 'quoting': 3}}; if it is meant so, with 'quoting': 0."
             )
+    return True
 
 
 def _opened(file: Path) -> Any:

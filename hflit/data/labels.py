@@ -72,8 +72,12 @@ class Labels(Tokenization):
         maxlength: Longest row in tokens, or None for no limit.
         head: Class id -> name of a classifier that the base already carries. Labels that fit it
             keep its classes; others get classes of their own.
+
+    Attributes:
+        is_trained: Whether the head has learned its classes, so that other labels are an error.
     """
 
+    is_trained = False
     default_columns = ("text", None, "label")
     options = ("head",)
 
@@ -129,7 +133,15 @@ class Labels(Tokenization):
             if self.declared is not None and not isinstance(rows, datasets.Dataset):
                 found.values |= set(range(len(self.declared)))
                 break
-        self.map = label_map(found, self.declared, self.head)
+        self.map = label_map(found, self.declared, self.head, self.is_trained)
+        names = list((self.head or {}).values())
+        says_something = names != list(_default_names(len(names)).values())
+        if self.is_trained and says_something and self.map.names != self.head:
+            values = ", ".join(map(repr, sorted(self.declared or found.values, key=str)[:30]))
+            raise ValueError(
+                f"The model tells {', '.join(names[:30])} apart, and column {label!r} has the "
+                f"labels {values}. Evaluate it on labels that it knows."
+            )
 
     def config_changes(self, config: PreTrainedConfig) -> dict[str, Any]:
         """Classes and kind of problem, for the model's config."""
@@ -250,7 +262,10 @@ class _LabelsFound:
 
 
 def label_map(
-    found: _LabelsFound, names: list[str] | None, head: dict[int, str] | None
+    found: _LabelsFound,
+    names: list[str] | None,
+    head: dict[int, str] | None,
+    is_trained: bool = False,
 ) -> LabelMap:
     """Decide what kind of problem the labels pose, and number the classes.
 
@@ -258,6 +273,8 @@ def label_map(
         found: The labels of the training rows.
         names: Names that the data set itself declares (`ClassLabel`), or None.
         head: Class id -> name of a classifier that the base already carries, or None.
+        is_trained: Whether that classifier is evaluated: one class is enough then, and a score for
+            which it has one output may be a whole number.
 
     Raises:
         ValueError: There is no row, one class only, or lists that fit no kind of problem.
@@ -265,13 +282,15 @@ def label_map(
     if not found.rows and names is None:
         raise ValueError("The training data has no rows.")
     values = found.values
+    if is_trained and head is not None and len(head) == 1 and not found.is_list:
+        return LabelMap(REGRESSION, head)
     if names is not None:
         if -1 in values:
             raise ValueError(
                 f"Column {found.column!r} has rows without a label (-1 in ClassLabel)."
             )
         problem = MULTI if found.is_list else SINGLE
-        if problem == SINGLE:
+        if problem == SINGLE and not is_trained:
             _need_two({names[value] for value in values})
         known = {name: index for index, name in (head or {}).items()}
         if set(names) <= set(known):
@@ -301,7 +320,8 @@ def label_map(
 
     if has_fraction:
         return LabelMap(REGRESSION, {0: "LABEL_0"})
-    _need_two(values)
+    if not is_trained:
+        _need_two(values)
     return _numbered(values, SINGLE, head)
 
 

@@ -127,8 +127,7 @@ class Bridge(L.Callback):
         self.waits_for_random = False
         self.module.rows_of = getattr(loader, "rows_of", self.module.rows_of)
         self.start = time.time()
-        if self.world > 1:
-            self.stops.listen()
+        self.stops.listen()
         if self.resumed is not None:
             self._resume(self.resumed)
         self.tokens_before = self.state.num_input_tokens_seen
@@ -225,7 +224,8 @@ class Bridge(L.Callback):
             try:
                 self.evaluate(trainer, step_schedule=False)
             except Exception as error:
-                if self.world > 1:
+                if self.world > 1:  # the others may wait for this one
+                    self.points.is_over = True
                     raise
                 self.failure = error  # raised once the model is saved
         self.listeners.tell_some("on_train_end", self.state, trackers=True)

@@ -56,6 +56,8 @@ class Listeners:
         self.handler.optimizer = trainer.optimizers[0]
         self.handler.lr_scheduler = trainer.lr_scheduler_configs[0].scheduler
         self.handler.train_dataloader = trainer.train_dataloader
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
+        self.handler.eval_dataloader = data.val_dataloader() or None
 
     def tell(self, event: str, state: TrainerState, **details: Any) -> None:
         """Tell all of them of an event, by transformers' name of it."""

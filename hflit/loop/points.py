@@ -37,7 +37,10 @@ class SavePoints:
         is_whole: Whether the weights are those of a whole update.
         update: What the last one gave.
         saved: The last update that was saved.
+        is_over: Whether training has ended: what fails now must not lose its result.
     """
+
+    is_over = False
 
     def __init__(
         self, args: TrainingArguments, module: TaskModule, checkpoints: Checkpoints
@@ -107,7 +110,7 @@ class SavePoints:
     def save_what_is_whole(
         self, step: int, save: Callable[[dict[str, Any] | None], None], exception: Exception
     ) -> None:
-        """Save the last update, which is whole, of a run that fails, where checkpoints are wanted.
+        """Save the last update, which is whole, of a run that fails, where that is wanted.
 
         Args:
             step: Its number.
@@ -119,7 +122,8 @@ class SavePoints:
         # Of several processes each has all but the others' random numbers; or it has a share of the
         # weights, which is nothing without the others' shares.
         has_all = not (several and self.args.fsdp)
-        if not (self.are_wanted and self.args.output_dir and has_all) or retried:
+        is_wanted = (self.are_wanted or self.is_over) and self.args.output_dir
+        if not (is_wanted and has_all) or retried:
             return
         folder = Path(self.args.output_dir, f"checkpoint-{step}")
         turn = one_writes(folder, self.args.ddp_timeout) if several else nullcontext(True)

@@ -40,9 +40,9 @@ OWN = "hflit"  # our entry among `stateful_callbacks`, where transformers keeps 
 
 # Arguments that the rest of a run cannot change and still be the same run.
 FIXED_ARGUMENTS = (
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed"),
+    *("gradient_accumulation_steps", "seed", "data_seed"),
     *("train_sampling_strategy", "dataloader_drop_last", "optim", "learning_rate"),
-    *("weight_decay", "lr_scheduler_type"),
+    *("weight_decay", "lr_scheduler_type", "lr_scheduler_kwargs"),
     # The checkpoint brings these along, and new ones would be ignored.
     *("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "optim_target_modules"),
 )
@@ -64,6 +64,12 @@ class Checkpoint:
     folder: Path
     state: TrainerState
     own: dict[str, Any] | None
+
+    def keep_batch_size(self, args: TrainingArguments) -> None:
+        """Go on with the size that `auto_find_batch_size` found; places in the data count in it."""
+        found = self.state.train_batch_size
+        if args.auto_find_batch_size and found is not None:
+            args.per_device_train_batch_size, args.auto_find_batch_size = found, False
 
     def check(self, run: dict[str, Any]) -> None:
         """Raise ValueError if the run that goes on is not the run that was stopped.
@@ -210,7 +216,7 @@ def find(checkpoint: Any, args: TrainingArguments) -> Checkpoint | None:
         raise TypeError(f"checkpoint={wanted!r} must be True or the name of a folder.")
     if wanted is True:
         return _read(_newest(args.output_dir))
-    folder = Path(f"{wanted}")
+    folder = Path(wanted).expanduser()
     problem = flaw(folder) or _lack(folder) or _unreadable(folder)
     if problem:
         raise ValueError(
@@ -294,6 +300,8 @@ def load_weights(model: Any, folder: Path) -> None:
             load_weights(part, folder / name)
         return
     weights = {name: w for path in weight_files(folder) for name, w in load_file(path).items()}
+    if any(weight.dtype == torch.float64 for weight in weights.values()):
+        model.double()  # as Lightning will for precision="64-true", and too late for these digits
     if isinstance(model, PeftModel):
         own = get_peft_model_state_dict(model)
         _raise_misfit(folder, _misfit(own, weights))

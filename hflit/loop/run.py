@@ -63,19 +63,25 @@ def run_length(args: Arguments, flags: dict[str, Any], data: DataModule) -> Leng
 def run_record(args: Arguments, data: DataModule) -> dict[str, Any]:
     """What the rest of a run cannot change, in the words of the call."""
     rows, values = data.tokens["train"], args.to_dict()
-    config: Any = args.accelerator_config
-    batches = args.gradient_accumulation_steps * (1 if config.split_batches else args.world_size)
     is_stream = not isinstance(rows, datasets.Dataset)  # each worker reads its own part of it
     return {
         "maxlength": data.tokenization.maxlength,
         "rows": None if is_stream else len(rows),
         "data": data.digest(),
         "processes": args.world_size,
-        "rows_per_update": args.per_device_train_batch_size * batches,
+        **batch_record(args),
         **({"dataloader_num_workers": args.dataloader_num_workers} if is_stream else {}),
         "max_tokens_per_batch": data.max_tokens_per_batch,
         **{name: values[name] for name in FIXED_ARGUMENTS},
     }
+
+
+def batch_record(args: Arguments) -> dict[str, Any]:
+    """The size of a batch, which a lack of memory changes, and the rows of an update."""
+    config: Any = args.accelerator_config
+    batches = args.gradient_accumulation_steps * (1 if config.split_batches else args.world_size)
+    size = args.per_device_train_batch_size
+    return {"per_device_train_batch_size": size, "rows_per_update": size * batches}
 
 
 def lightning_run(

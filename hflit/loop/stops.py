@@ -67,7 +67,8 @@ class Stops:
         """Take both signals, and take them back from Lightning 2.6.
 
         It answers SIGTERM with a broadcast in the middle of whatever the processes of a run are
-        telling each other.
+        telling each other; and it ends a run by itself, before a checkpoint is written, if the
+        signal comes between our look at the end of an update and its own.
         """
         if threading.current_thread() is threading.main_thread():
             for each in BOTH:

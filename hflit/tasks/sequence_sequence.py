@@ -18,11 +18,13 @@ from transformers.models.bart.modeling_bart import shift_tokens_right
 from hflit.adapters import forward_inputs, inner_model
 from hflit.data.batching import IGNORE_INDEX, Batch
 from hflit.data.sequences import Sequences, references
+from hflit.loading import Base
 from hflit.metrics.generation import GenerationMetrics
 from hflit.tasks.distillation import Distillation
 from hflit.tasks.module import TaskModule
 from hflit.tasks.parts import token_distance, token_loss
 
+WORD = "a"  # some target
 GENERATED_TOKENS = 128  # longest text where neither the caller nor the model sets a length
 
 
@@ -54,6 +56,19 @@ class SequenceSequence(TaskModule):
     chunks_loss = True
     options = ("tokenizer", "target_maxlength", "generation_max_length", "generation_num_beams")
 
+    @classmethod
+    def load(cls, base: Base, changes: dict[str, Any]) -> Any:
+        """A model that generates from the token that it reads first in training.
+
+        mBART's config may not name it: in training it is the language at the end of the target.
+        """
+        model = super().load(base, changes)
+        known = model.generation_config
+        if known is not None and known.decoder_start_token_id is None:
+            ids = base.tokenizer(text_target=WORD, return_tensors="pt")["input_ids"]
+            known.decoder_start_token_id = int(cls._shifted(ids, model)[0, 0])
+        return model
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -84,17 +99,19 @@ class SequenceSequence(TaskModule):
 
     def prepare(self, batch: Batch, model: Any) -> Batch:
         """Add what the decoder reads: the labels, one place later."""
-        if hasattr(model, "prepare_decoder_input_ids_from_labels"):
-            shifted = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
-        else:  # M2M100, NLLB and Blenderbot do the same, but inside forward and given labels only
-            config = model.config
-            shifted = shift_tokens_right(
-                batch["labels"], config.pad_token_id, config.decoder_start_token_id
-            )
+        shifted = self._shifted(batch["labels"], model)
         inputs: dict[str, Any] = {**batch, "decoder_input_ids": shifted}
         if self.passes_use_cache:
             inputs["use_cache"] = self.args.use_cache
         return inputs
+
+    @staticmethod
+    def _shifted(labels: Tensor, model: Any) -> Tensor:
+        if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+            return model.prepare_decoder_input_ids_from_labels(labels=labels)
+        # M2M100, NLLB and Blenderbot do the same, but inside forward and given labels only.
+        config = model.config
+        return shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id)
 
     def count_items(self, batch: Batch) -> int:
         """Tokens of the targets."""

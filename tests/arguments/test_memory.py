@@ -234,6 +234,22 @@ def test_batches_shrink_until_they_fit(theirs, mine, small_memory, caplog):
         mine(**{**given, "auto_find_batch_size": False})
 
 
+def test_a_run_goes_on_with_the_batches_that_it_found(mine, small_memory, tmp_path):
+    given = {"per_device_train_batch_size": 10, "auto_find_batch_size": True, "parity": False}
+    given |= {"output_dir": str(tmp_path), "save_strategy": "steps", "save_steps": 1}
+    whole = mine(**given)
+    assert whole[0].train_batch_size == 7
+    again = mine(**given, checkpoint=str(tmp_path / "checkpoint-1"))
+    assert again[0].train_batch_size == 7
+    assert [e["loss"] for e in again[0].log_history if "loss" in e] == [
+        e["loss"] for e in whole[0].log_history if "loss" in e
+    ]
+    for name, weight in whole[1].state_dict().items():
+        assert torch.equal(again[1].state_dict()[name], weight), name
+    with pytest.raises(ValueError, match="per_device_train_batch_size=7 there, .*=10 here"):
+        mine(**{**given, "auto_find_batch_size": False}, checkpoint=str(tmp_path / "checkpoint-1"))
+
+
 def test_a_new_attempt_forgets_the_one_before(mine, small_memory, caplog):
     """transformers goes on from the weights it had when memory ran out."""
     small_memory.after = 2

@@ -133,6 +133,48 @@ def test_a_head_that_would_be_made_anew_for_other_labels_is_not_evaluated(tiny_b
         evaluate_model("out", rows, {"task": "text-classification"})
 
 
+def named(rows, *names):
+    """Rows whose labels have names in place of numbers."""
+    return [{**row, "label": names[row["label"]]} for row in rows]
+
+
+def test_a_head_is_not_evaluated_on_labels_that_it_does_not_know(tiny_bert, ragged_rows):
+    """Once other names were taken for its own by their rank."""
+    trainer = HFTrainer()
+    call, rows = {"task": "text-classification"}, ragged_rows(12)
+    known = named(rows, "bad", "good")
+    trainer(tiny_bert(), known, known, max_steps=1, output_dir="out")
+    with pytest.raises(ValueError, match="tells bad, good apart, .* has the labels 'dull', 'warm'"):
+        evaluate_model("out", named(rows, "dull", "warm"), call)
+    found = [evaluate_model("out", each, call)["eval_loss"] for each in (known, rows)]
+    assert found == [pytest.approx(trainer.metrics["eval_loss"])] * 2
+    # A head without names does not say what it is asked for.
+    HFTrainer()(tiny_bert(), rows, max_steps=1, output_dir="numbered")
+    assert "eval_loss" in evaluate_model("numbered", named(rows, "dull", "warm"), call)
+
+
+def test_a_head_is_evaluated_on_rows_of_one_class(tiny_bert, ragged_rows):
+    """Once a classifier was said to need two."""
+    HFTrainer()(tiny_bert(), named(ragged_rows(12), "bad", "good"), max_steps=9, output_dir="out")
+    figures = [
+        evaluate_model("out", named(rows, "bad", "good"), {"task": "text-classification"})
+        for rows in (ragged_rows(12), ragged_rows(12)[::2], ragged_rows(12)[1::2])
+    ]
+    whole, *halves = [each["eval_loss"] for each in figures]
+    assert whole == pytest.approx(sum(halves) / 2)
+    assert halves[0] != pytest.approx(halves[1], rel=1e-3)
+
+
+def test_a_regression_is_evaluated_on_whole_numbers(tiny_bert, ragged_rows):
+    """Once they were taken for classes, of which its head has too few."""
+    trainer = HFTrainer()
+    rows = [{**row, "label": float(row["label"])} for row in ragged_rows(12)]
+    scores = [{**rows[0], "label": 0.5}, *rows[1:]]
+    trainer(tiny_bert(num_labels=1), scores, rows, max_steps=1, output_dir="out")
+    figures = evaluate_model("out", rows, {"task": "text-classification"})
+    assert figures["eval_loss"] == pytest.approx(trainer.metrics["eval_loss"])
+
+
 def test_an_adapter_is_fitted_validated_and_asked(base, program):
     run = [*base(), *TRAIN, "--model.lora", "true", "--args.output_dir", "out"]
     assert program("fit", *run)[0] == 0

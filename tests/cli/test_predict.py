@@ -141,6 +141,37 @@ def test_the_truth_can_be_kept_beside(base, program):
     assert list(json.loads(out.splitlines()[0])) == ["text", "given_label", "label", "score"]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_no_rows_make_no_predictions(kind, base, program):
+    program("fit", *base(), "--args.max_steps", "1", "--args.output_dir", "out")
+    Path("none.csv").write_text("text\n")
+    words = ["--model", "out", "--data", "none.csv", "--output", f"none.{kind}"]
+    status, _, err = program("predict", *words)
+    assert status == 0, err
+    assert "0 predictions" in err
+    assert Path(f"none.{kind}").exists()
+
+
+def test_the_masks_of_two_texts_are_filled_each_in_its_own():
+    trainer = HFTrainer()
+    model, tokenizer = trainer(
+        make("language-modeling", 0), rows("language-modeling"), task="language-modeling",
+        max_steps=1, maxlength=12,
+    )  # fmt: skip
+    texts = {"text": "w1 [MASK]", "more": "[MASK] w2 [MASK]"}
+    (found,) = trainer.predict([texts], columns=["text", "more"])
+    one, two, three = found["tokens"]
+    assert found["filled"] == [f"w1 {one}", f"{two} w2 {three}"]
+    with torch.no_grad():
+        tokens = tokenizer(*texts.values(), return_tensors="pt")
+        logits = model(**tokens).logits[tokens["input_ids"] == tokenizer.mask_token_id]
+    assert found["tokens"] == tokenizer.convert_ids_to_tokens(logits.argmax(dim=-1))
+    # What is cut off keeps its masks, and takes none of the other's.
+    long = {"text": "w1 " * 20 + "[MASK]", "more": "[MASK]"}
+    (found,) = trainer.predict([long], columns=["text", "more"])
+    assert found["filled"] == [long["text"], found["tokens"][0]]
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_columns_of_any_type_can_be_kept(streaming, base, program):
     """Once types were guessed from the first row, whatever it lacked, and JSON had no times."""

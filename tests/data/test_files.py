@@ -54,6 +54,15 @@ def test_every_kind_of_file_gives_the_same_rows(name, tmp_path):
     assert read_files(tmp_path / name).to_list() == ROWS
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_a_folder_of_tables_gives_the_same_rows(name, tmp_path):
+    write(tmp_path)
+    (tmp_path / "tables").mkdir()
+    (tmp_path / name).rename(tmp_path / "tables" / name)
+    assert read_files("tables")["train"].to_list() == ROWS
+    assert list(read_files({"path": "tables", "streaming": True})["train"]) == ROWS
+
+
 def test_a_text_file_has_a_row_for_each_line_that_is_not_blank(tmp_path):
     (tmp_path / "a.txt").write_text("w1 w2\n\nw3\n  \n")
     assert read_files("a.txt")["text"][:] == ["w1 w2", "w3"]
@@ -146,7 +155,14 @@ def test_quotes_in_a_tsv_file_are_read_as_asked(quoting, texts, tmp_path):
     (tmp_path / "a.tsv").write_text('text\tlabel\n"w1\t0\nw2"\t1\nw3\t0\n')
     with pytest.raises(ValueError, match="row 0 has lines and tabs"):
         read_files("a.tsv")
-    assert read_files({"path": "a.tsv", "quoting": quoting})["text"][:] == texts
+    with pytest.raises(ValueError, match="row 0 has lines and tabs"):
+        list(read_files({"path": "a.tsv", "streaming": True}))
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "train.tsv").write_bytes((tmp_path / "a.tsv").read_bytes())
+    with pytest.raises(ValueError, match="row 0 has lines and tabs"):
+        read_files("tables")
+    for read in ({"path": "a.tsv"}, {"path": "tables", "split": "train"}):
+        assert read_files({**read, "quoting": quoting})["text"][:] == texts
 
 
 def test_a_quoted_field_may_have_several_lines(tmp_path):

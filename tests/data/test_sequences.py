@@ -14,6 +14,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     DataCollatorForSeq2Seq,
+    LEDConfig,
+    LEDForConditionalGeneration,
     MBartTokenizer,
     PreTrainedTokenizerFast,
     T5Config,
@@ -145,6 +147,20 @@ def test_22_tokenizer_without_limit_cuts_nothing():
     (batch,) = batches(long, maxlength=resolve_maxlength(None, base))
     assert batch["input_ids"].shape == (1, 701)
     assert batch["labels"].shape == (1, 601)
+
+
+def test_a_model_may_have_fewer_positions_for_targets(tmp_path):
+    """LED was given targets longer than it has positions for: an IndexError of torch."""
+    config = LEDConfig(
+        vocab_size=103, d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=1,
+        decoder_attention_heads=1, encoder_ffn_dim=8, decoder_ffn_dim=8, attention_window=4,
+        max_encoder_position_embeddings=64, max_decoder_position_embeddings=16,
+    )  # fmt: skip
+    base = load_base((LEDForConditionalGeneration(config), sequence_tokenizer()))
+    assert resolve_maxlength(None, base) == 64
+    assert resolve_maxlength(None, base, "target_maxlength") == 16
+    with pytest.raises(ValueError, match="target_maxlength=17 is more than the 16 tokens"):
+        resolve_maxlength(17, base, "target_maxlength")
 
 
 def test_23_targets_have_a_length_of_their_own():

@@ -2,6 +2,7 @@
 
 import lightning.pytorch as L
 import pytest
+import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from transformers import EarlyStoppingCallback, TrainerCallback
 
@@ -51,6 +52,18 @@ def test_lightning_callbacks_run_beside(tiny_bert, ragged_rows):
     count = Count()
     run(tiny_bert, ragged_rows, callbacks=[count], gradient_accumulation_steps=2)
     assert count.updates == 8  # 3 batches make 2 windows, 4 times
+
+
+def test_callbacks_are_handed_the_batches_of_an_evaluation(tiny_bert, ragged_rows):
+    class Look(TrainerCallback):
+        found = None
+
+        def on_evaluate(self, args, state, control, eval_dataloader=None, **_):
+            self.found = torch.cat([batch["labels"] for batch in eval_dataloader])
+
+    look = Look()
+    run(tiny_bert, ragged_rows, callbacks=[look], per_device_eval_batch_size=3)
+    assert look.found.tolist() == [row["label"] for row in ragged_rows(8, seed=1)]
 
 
 @pytest.mark.parametrize("flags", [{}, {"enable_progress_bar": True}])

@@ -88,6 +88,7 @@ def assert_goes_on(make, rows, folder, steps, validation=None, **arguments):
 CASES = {
     "default": ({}, (4, 5, 7)),
     "windows": ({"gradient_accumulation_steps": 3}, (1, 2, 3)),
+    "double": ({"precision": "64-true"}, (5,)),
     "parity": ({"parity": True}, (1, 5, 7)),
     "evaluation": ({"eval_strategy": "epoch", "logging_steps": 3}, (4, 5, 6)),
     "workers": ({"dataloader_num_workers": 2}, (3, 5)),
@@ -456,6 +457,18 @@ def test_what_may_change_may_change(two_steps):
     )
     assert trainer.state.global_step == 5
     assert trainer.state.logging_steps == 2
+
+
+def test_options_that_a_schedule_keeps_may_not_change(tiny_bert, ragged_rows, tmp_path):
+    """Once the new ones were ignored."""
+    call = {"lr_scheduler_type": "reduce_lr_on_plateau", "metric_for_best_model": "loss"}
+    call |= {"lr_scheduler_kwargs": {"patience": 1}, "eval_strategy": "epoch", "max_steps": 2}
+    train(tiny_bert(), ragged_rows(16), ragged_rows(8), output_dir=str(tmp_path), **call)
+    call |= {"checkpoint": tmp_path / "checkpoint-1", "save_strategy": "no"}
+    train(tiny_bert(), ragged_rows(16), ragged_rows(8), **call)
+    call["lr_scheduler_kwargs"] = {"patience": 5}
+    with pytest.raises(ValueError, match="lr_scheduler_kwargs={'patience': 1} there, "):
+        train(tiny_bert(), ragged_rows(16), ragged_rows(8), **call)
 
 
 def test_another_model_is_refused(two_steps, tmp_path):

@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import lightning.pytorch as L
 import psutil
 import pytest
 import torch
@@ -71,6 +72,27 @@ def test_a_stopped_run_goes_on(tiny_bert, ragged_rows, tmp_path, caplog, number,
     assert losses(again.state) == losses(whole.state)
     for name, weight in model.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], weight), name
+
+
+def test_a_signal_after_the_look_at_the_end_of_an_update_is_seen_after_the_next(
+    tiny_bert, ragged_rows, tmp_path
+):
+    """Lightning once saw it first, and ended the run without a checkpoint."""
+
+    class Late(L.Callback):  # comes after ours
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        train(
+            tiny_bert(),
+            ragged_rows(200),
+            output_dir=str(tmp_path),
+            save_steps=100,
+            callbacks=[Late()],
+        )
+    assert names(tmp_path) == ["checkpoint-4"]
 
 
 def test_without_a_folder_a_stop_just_stops(tiny_bert, ragged_rows, caplog):
@@ -195,6 +217,7 @@ def test_the_program_saves_and_prints_the_command_that_goes_on(files, number, st
     assert started.returncode == status, err
     assert "Traceback" not in err
     saved = re.search(r"stopped after update (\d+); checkpoint-\1 is saved", err)
+    assert saved and "Go on with:\n" in err, err
     command = err.split("Go on with:\n")[1].strip()
     assert command.endswith("--model.checkpoint true")
 

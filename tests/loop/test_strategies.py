@@ -311,6 +311,22 @@ def test_an_error_saves_the_last_whole_update(ranks, tmp_path):
     assert_same(again, whole, 0, 0)
 
 
+def test_an_error_in_the_evaluation_after_training_loses_nothing(tmp_path):
+    """Once all was lost, unless save_strategy had saved it."""
+
+    def broken(prediction):
+        raise LookupError("mine")
+
+    call = {**SHORT, "output_dir": str(tmp_path), "save_strategy": "no", "num_train_epochs": 1}
+    with pytest.raises(mp.ProcessRaisedException, match="LookupError: mine"):
+        two(**{**call, "metrics": broken})
+    assert flaw(tmp_path / "checkpoint-3") is None
+    again = two(**call, checkpoint=True)
+    whole = two(**{**call, "output_dir": None})
+    assert again[0].metrics["eval_loss"] == whole[0].metrics["eval_loss"]
+    assert (tmp_path / "model.safetensors").exists()
+
+
 @pytest.mark.slow
 def test_an_error_saves_no_share(tmp_path):
     call = {**SHORT, "output_dir": str(tmp_path), "save_strategy": "epoch"}

@@ -15,6 +15,8 @@ from transformers import (
     DataCollatorForSeq2Seq,
     M2M100Config,
     M2M100ForConditionalGeneration,
+    MBartConfig,
+    MBartForConditionalGeneration,
     T5Config,
     T5ForConditionalGeneration,
     Trainer,
@@ -308,6 +310,19 @@ def test_length_of_generated_text():
         return model, tokenizer
 
     assert batch_and_module(with_own_length)[1].generation == {}
+
+
+def test_a_model_generates_from_the_token_that_its_decoder_read_first(rows, tmp_path):
+    """mBART's config may not name it; generation then began with another, BOS."""
+    torch.manual_seed(0)
+    config = MBartConfig(**{**BART_LIKE, "decoder_start_token_id": None, "bos_token_id": 7})
+    base = MBartForConditionalGeneration(config), sequence_tokenizer()
+    model = ours(base, rows[0], max_steps=1, output_dir=str(tmp_path))[1]
+    labels = torch.tensor([sequence_tokenizer()("w1 w2")["input_ids"]])
+    first = model.prepare_decoder_input_ids_from_labels(labels)[0, 0]
+    for each in (model, MBartForConditionalGeneration.from_pretrained(tmp_path)):
+        ids = each.eval().generate(torch.tensor([[5, 1]]), max_new_tokens=2)
+        assert ids[0, 0] == first != config.bos_token_id
 
 
 def test_metrics_of_the_caller_see_logits(rows):
