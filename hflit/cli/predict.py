@@ -142,9 +142,7 @@ def _write_parquet(path: Path, rows: Rows, kept: Kinds) -> int:
         writer = writer or pq.ParquetWriter(path, schema)
         writer.write_table(table)
         count += len(chunk)
-    if writer is None:  # no rows
-        pq.write_table(pa.table({}), path)
-    else:
+    if writer is not None:
         writer.close()
     return count
 

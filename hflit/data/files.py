@@ -133,7 +133,10 @@ def _read_folder(folder: Path, options: dict[str, Any]) -> Any:
                 f"{folder} was written by save_to_disk, which takes no {', '.join(options)}. Its "
                 "splits are folders in it."
             )
-        return datasets.load_from_disk(str(folder))
+        try:
+            return datasets.load_from_disk(str(folder))
+        except IndexError as error:  # of a list of no pieces
+            raise ValueError(f"{folder}: it has no rows.") from error
     files = [file for file in sorted(folder.rglob("*")) if _ending(file) in KINDS]
     tables = [file for file in files if KINDS[_ending(file)] == "csv"]
     is_plain = options.keys() <= {"split", "streaming"}

@@ -141,17 +141,6 @@ def test_the_truth_can_be_kept_beside(base, program):
     assert list(json.loads(out.splitlines()[0])) == ["text", "given_label", "label", "score"]
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
-def test_no_rows_make_no_predictions(kind, base, program):
-    program("fit", *base(), "--args.max_steps", "1", "--args.output_dir", "out")
-    Path("none.csv").write_text("text\n")
-    words = ["--model", "out", "--data", "none.csv", "--output", f"none.{kind}"]
-    status, _, err = program("predict", *words)
-    assert status == 0, err
-    assert "0 predictions" in err
-    assert Path(f"none.{kind}").exists()
-
-
 def test_the_masks_of_two_texts_are_filled_each_in_its_own():
     trainer = HFTrainer()
     model, tokenizer = trainer(

@@ -217,7 +217,8 @@ def test_the_program_saves_and_prints_the_command_that_goes_on(files, number, st
     assert started.returncode == status, err
     assert "Traceback" not in err
     saved = re.search(r"stopped after update (\d+); checkpoint-\1 is saved", err)
-    assert saved and "Go on with:\n" in err, err
+    assert saved, err
+    assert "Go on with:\n" in err, err
     command = err.split("Go on with:\n")[1].strip()
     assert command.endswith("--model.checkpoint true")
 
