@@ -122,8 +122,8 @@ class SavePoints:
         # Of several processes each has all but the others' random numbers; or it has a share of the
         # weights, which is nothing without the others' shares.
         has_all = not (several and self.args.fsdp)
-        is_wanted = (self.are_wanted or self.is_over) and self.args.output_dir
-        if not (is_wanted and has_all) or retried:
+        is_wanted = self.are_wanted or self.is_over
+        if not (is_wanted and self.args.output_dir and has_all) or retried:
             return
         folder = Path(self.args.output_dir, f"checkpoint-{step}")
         turn = one_writes(folder, self.args.ddp_timeout) if several else nullcontext(True)

@@ -216,7 +216,7 @@ def find(checkpoint: Any, args: TrainingArguments) -> Checkpoint | None:
         raise TypeError(f"checkpoint={wanted!r} must be True or the name of a folder.")
     if wanted is True:
         return _read(_newest(args.output_dir))
-    folder = Path(wanted).expanduser()
+    folder = Path(f"{wanted}").expanduser()
     problem = flaw(folder) or _lack(folder) or _unreadable(folder)
     if problem:
         raise ValueError(
