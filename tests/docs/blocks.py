@@ -2,10 +2,16 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
+from unittest import mock
+
+from hflit.cli.main import main
 
 FENCE = re.compile(
     r"^(?:<!-- not run: (?P<excuse>[^\n]+) -->\n+)?"
@@ -13,6 +19,8 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 TITLE = re.compile(r'title="(?P<name>[\w./-]+)"')
+PROGRAM = re.compile(r"(\w+=\S+ )*hflit ")  # with variables of its environment before it
+VARIABLE = re.compile(r"\w+=")
 RUN = ("python", "bash")
 SHOWN = ("text", "")  # output, trees of files
 FILES = ("csv", "json", "jsonl", "yaml", "python")  # with a title they become files
@@ -46,7 +54,7 @@ def read_blocks(page: Path) -> list[Block]:
         indent, code = found["indent"], found["code"]
         code = re.sub(rf"^{indent}", "", code, flags=re.MULTILINE)
         language = found["language"]
-        if not language and code.startswith("hflit "):
+        if not language and PROGRAM.match(code):
             language = "bash"
         title = TITLE.search(found["info"])
         place = f"{page.name}:{line}"
@@ -54,8 +62,30 @@ def read_blocks(page: Path) -> list[Block]:
     return blocks
 
 
-def run_block(block: Block, names: dict) -> None:
-    """Write a block that is a file; run any other, Python with the names that earlier ones made."""
+def commands_of(block: Block) -> list[tuple[dict[str, str], list[str]]]:
+    """Variables and words of each command of a shell block without loops and pipes."""
+    lines = block.code.replace("\\\n", " ").splitlines()
+    commands = [words for line in lines if (words := shlex.split(line, comments=True))]
+    counts = [sum(1 for _ in takewhile(VARIABLE.match, words)) for words in commands]
+    return [
+        (dict(word.split("=", 1) for word in words[:count]), words[count:])
+        for words, count in zip(commands, counts, strict=True)
+    ]
+
+
+def _status(words: list[str]) -> int:
+    try:
+        return main(words)
+    except SystemExit as end:  # --print_config
+        return end.code or 0
+
+
+def run_block(block: Block, names: dict, here: bool = False) -> None:
+    """Write a block that is a file; run any other, Python with the names that earlier ones made.
+
+    With `here` the program `hflit` runs in this process, which has imported it already; a block
+    with another program in it runs in a shell all the same.
+    """
     if block.excuse or block.language in SHOWN:
         return
     if block.title and block.language in FILES:
@@ -63,6 +93,11 @@ def run_block(block: Block, names: dict) -> None:
         Path(block.title).write_text(block.code, encoding="utf-8")
     elif block.language == "python":
         exec(compile(block.code, block.place, "exec"), names)
+    elif here and all(words[0] == "hflit" for _, words in commands_of(block)):
+        for variables, (_, *words) in commands_of(block):
+            with warnings.catch_warnings(), mock.patch.dict(os.environ, variables):
+                warnings.simplefilter("default")
+                assert _status(words) == 0, f"{block.place}: hflit {shlex.join(words)}"
     else:
         script = block.code.replace("python ", f"{sys.executable} ")
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
