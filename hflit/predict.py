@@ -29,6 +29,8 @@ from hflit.tasks.sequence_sequence import GENERATED_TOKENS
 CHUNK = 2_000  # rows in memory at a time
 SPANS = 32  # of long contexts, read at a time
 Texts = list[tuple[str, ...]]  # the texts of each row of a batch
+Found = list[dict[str, Any]]  # what is said about each of them
+Predict = Callable[[Texts, list[int]], Found]  # given their numbers in the data, for errors
 
 
 def predictions(
@@ -64,17 +66,17 @@ def predictions(
     if _device(saved) != Arguments().device:
         saved.model.to(Arguments().device)
     saved.model.eval()
-    start = 0
+    first = 0
     for chunk in data.iter(batch_size=CHUNK):
         texts = list(zip(*(chunk[name] for name in names), strict=True))
-        for row, each in enumerate(texts, start):
+        for row, each in enumerate(texts, first):
             missing = [n for n, text in zip(names, each, strict=True) if not isinstance(text, str)]
             if missing:
                 raise ValueError(f"Row {row} of the new data has no text in {missing[0]!r}.")
-        start += len(texts)
         with fast_layers(saved.model):
-            found = _by_length(predict, texts, batch_size)
+            found = _by_length(predict, texts, first, batch_size)
         yield from found
+        first += len(texts)
 
 
 def text_columns(saved: Saved) -> list[str]:
@@ -85,14 +87,13 @@ def text_columns(saved: Saved) -> list[str]:
 
 
 @torch.no_grad()
-def _by_length(
-    predict: Callable[[Texts], list[dict[str, Any]]], texts: Texts, batch_size: int
-) -> list[dict[str, Any]]:
+def _by_length(predict: Predict, texts: Texts, first: int, batch_size: int) -> list[dict[str, Any]]:
     order = sorted(range(len(texts)), key=lambda row: sum(map(len, texts[row])), reverse=True)
     found: dict[int, dict[str, Any]] = {}
     for at in range(0, len(order), batch_size):
         batch = order[at : at + batch_size]
-        found |= zip(batch, predict([texts[row] for row in batch]), strict=True)
+        said = predict([texts[row] for row in batch], [first + row for row in batch])
+        found |= zip(batch, said, strict=True)
     return [found[row] for row in range(len(texts))]
 
 
@@ -131,11 +132,11 @@ def _columns(texts: Texts) -> list[list[str]]:
     return [list(column) for column in zip(*texts, strict=True)]
 
 
-def _classifier(saved: Saved) -> Callable[[Texts], list[dict[str, Any]]]:
+def _classifier(saved: Saved) -> Predict:
     encode, config = _encoder(saved), inner_model(saved.model).config
     names = {int(index): name for index, name in config.id2label.items()}
 
-    def predict(texts: Texts) -> list[dict[str, Any]]:
+    def predict(texts: Texts, rows: list[int]) -> Found:
         logits = saved.model(**encode(_columns(texts))).logits.float().cpu()  # (batch, classes)
         if config.problem_type == REGRESSION or (config.problem_type is None and len(names) == 1):
             return [{"score": score} for score in logits.squeeze(-1).tolist()]
@@ -154,18 +155,20 @@ def _classifier(saved: Saved) -> Callable[[Texts], list[dict[str, Any]]]:
     return predict
 
 
-def _answerer(saved: Saved) -> Callable[[Texts], list[dict[str, Any]]]:
+def _answerer(saved: Saved) -> Predict:
     stride = saved.settings.get("stride", 128)
     questions = Questions(saved.tokenizer, ("q", "c", "a"), _maxlength(saved), stride)
     collate = Collator(questions.padding, saved.tokenizer.padding_side, questions.finish)
 
-    def predict(texts: Texts) -> list[dict[str, Any]]:
+    def predict(texts: Texts, rows: list[int]) -> Found:
         asked, contexts = _columns(texts)
+        place = {row: at for at, row in enumerate(rows)}
         found = SpanMetrics(contexts, [[] for _ in contexts])
-        spans = questions({"q": asked, "c": contexts, "a": [None] * len(texts)})
-        rows = [dict(zip(spans, each, strict=True)) for each in zip(*spans.values(), strict=True)]
-        for at in range(0, len(rows), SPANS):
-            batch = {k: v.to(_device(saved)) for k, v in collate(rows[at : at + SPANS]).items()}
+        spans = questions({"q": asked, "c": contexts, "a": [None] * len(texts)}, rows)
+        spans["row"] = [place[row] for row in spans["row"]]
+        each = [dict(zip(spans, span, strict=True)) for span in zip(*spans.values(), strict=True)]
+        for at in range(0, len(each), SPANS):
+            batch = {k: v.to(_device(saved)) for k, v in collate(each[at : at + SPANS]).items()}
             inputs = {k: v for k, v in batch.items() if k in forward_inputs(saved.model)}
             for name in ("start_positions", "end_positions"):
                 inputs.pop(name, None)
@@ -190,21 +193,21 @@ def _answer(found: SpanMetrics, row: int) -> dict[str, Any]:
     return {"answer": text, "score": float(shares[0]), "start": start, "end": start + len(text)}
 
 
-def _translator(saved: Saved) -> Callable[[Texts], list[dict[str, Any]]]:
+def _translator(saved: Saved) -> Predict:
     kind: Any = TASKS[saved.task]
     names = ("target_maxlength", "generation_max_length", "generation_num_beams")
     options = {name: saved.settings.get(name) for name in names}
     module = kind(saved.model, Arguments(), tokenizer=saved.tokenizer, **options)
     encode, prefix = _encoder(saved), saved.settings.get("prefix") or ""
 
-    def predict(texts: Texts) -> list[dict[str, Any]]:
+    def predict(texts: Texts, rows: list[int]) -> Found:
         sources = [prefix + text for (text,) in texts]
         return [{"generated": text} for text in module.generate(encode([sources]))]
 
     return predict
 
 
-def _writer(saved: Saved) -> Callable[[Texts], list[dict[str, Any]]]:
+def _writer(saved: Saved) -> Predict:
     tokenizer, inner = copy.deepcopy(saved.tokenizer), inner_model(saved.model)
     tokenizer.padding_side = "left"
     positions = count_positions(Base(inner.config, tokenizer, inner, None)) or math.inf
@@ -212,7 +215,7 @@ def _writer(saved: Saved) -> Callable[[Texts], list[dict[str, Any]]]:
     begins = [each for each in (tokenizer.bos_token_id, tokenizer.cls_token_id) if each is not None]
     ends = {tokenizer.eos_token_id, tokenizer.sep_token_id}
 
-    def prompt(ids: list[int]) -> list[int]:
+    def prompt(ids: list[int], row: int) -> list[int]:
         """A text to go on from: not ended, and not longer than leaves room."""
         while len(ids) > 1 and ids[-1] in ends:
             ids = ids[:-1]
@@ -221,12 +224,12 @@ def _writer(saved: Saved) -> Callable[[Texts], list[dict[str, Any]]]:
             first = [each for each in ids[:1] if each in begins]
             ids = first + ids[len(first) - int(most) :]
         if not ids and not begins:
-            raise ValueError("A prompt is empty, and the tokenizer has no token to begin with.")
+            raise ValueError(f"Row {row} is empty, and the tokenizer has no token to begin with.")
         return ids or begins[:1]
 
-    def predict(texts: Texts) -> list[dict[str, Any]]:
+    def predict(texts: Texts, rows: list[int]) -> Found:
         told = tokenizer(*_columns(texts), verbose=False)["input_ids"]
-        prompts = {"input_ids": [prompt(ids) for ids in told]}
+        prompts = {"input_ids": [prompt(*each) for each in zip(told, rows, strict=True)]}
         inputs = tokenizer.pad(prompts, return_tensors="pt").to(_device(saved))
         read = inputs["input_ids"].shape[1]
         room = int(min(GENERATED_TOKENS, positions - read))
@@ -239,11 +242,11 @@ def _writer(saved: Saved) -> Callable[[Texts], list[dict[str, Any]]]:
     return predict
 
 
-def _filler(saved: Saved) -> Callable[[Texts], list[dict[str, Any]]]:
+def _filler(saved: Saved) -> Predict:
     encode, tokenizer = _encoder(saved), saved.tokenizer
     mask: Any = tokenizer.mask_token
 
-    def predict(texts: Texts) -> list[dict[str, Any]]:
+    def predict(texts: Texts, rows: list[int]) -> Found:
         inputs = encode(_columns(texts))
         masked = inputs["input_ids"] == tokenizer.mask_token_id
         logits = saved.model(**inputs).logits[masked].float()  # (masks, vocab)
@@ -266,11 +269,11 @@ def _filler(saved: Saved) -> Callable[[Texts], list[dict[str, Any]]]:
     return predict
 
 
-def _detector(saved: Saved) -> Callable[[Texts], list[dict[str, Any]]]:
+def _detector(saved: Saved) -> Predict:
     encode, tokenizer = _encoder(saved), saved.tokenizer
     special = torch.tensor(tokenizer.all_special_ids)
 
-    def predict(texts: Texts) -> list[dict[str, Any]]:
+    def predict(texts: Texts, rows: list[int]) -> Found:
         inputs = encode(_columns(texts))
         odds = saved.model.detect(**inputs).sigmoid().cpu()  # (batch, seq)
         ids = inputs["input_ids"].cpu()
@@ -286,7 +289,7 @@ def _detector(saved: Saved) -> Callable[[Texts], list[dict[str, Any]]]:
     return predict
 
 
-PREDICTORS: dict[str, Callable[[Saved], Callable[[Texts], list[dict[str, Any]]]]] = {
+PREDICTORS: dict[str, Callable[[Saved], Predict]] = {
     "text-classification": _classifier,
     "question-answering": _answerer,
     "sequence-sequence": _translator,

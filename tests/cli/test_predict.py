@@ -141,6 +141,16 @@ def test_the_truth_can_be_kept_beside(base, program):
     assert list(json.loads(out.splitlines()[0])) == ["text", "given_label", "label", "score"]
 
 
+def test_a_question_without_room_for_its_context_is_told_by_its_row():
+    """Once by its place in a batch, which is sorted by length."""
+    trainer, data = HFTrainer(), rows("question-answering")
+    trainer(make("question-answering", 0), data, task="question-answering", max_steps=1,
+            maxlength=16, stride=4)  # fmt: skip
+    data[7]["question"] = "w1 " * 12
+    with pytest.raises(ValueError, match="Row 7: the question 'w1 w1"):
+        trainer.predict(data, batch_size=5)
+
+
 def test_the_masks_of_two_texts_are_filled_each_in_its_own():
     trainer = HFTrainer()
     model, tokenizer = trainer(
