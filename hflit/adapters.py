@@ -236,7 +236,14 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     if getattr(model, "is_quantized", False):
         # Without its gradient checkpointing, which trades speed for memory: an argument's to ask.
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    return cast(PeftModel, get_peft_model(model, config))
+    try:
+        return cast(PeftModel, get_peft_model(model, config))
+    except ValueError as error:
+        if "lora_dropout" not in f"{error}":
+            raise
+        raise ValueError(
+            f"{error} The weights of experts take none: give lora={{'lora_dropout': 0.0}}."
+        ) from error
 
 
 def keep_layout(model: Any) -> None:

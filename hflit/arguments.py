@@ -335,7 +335,9 @@ def _trainer_flags(
         "enable_model_summary": False,
         **{name: value for name, value in flags.items() if name not in SHARED | REFUSED},
         "precision": _long(flags.get("precision", half)),
-        "callbacks": listed(flags.get("callbacks")),
+        "callbacks": [
+            each() if isinstance(each, type) else each for each in listed(flags.get("callbacks"))
+        ],
         **FIXED,
     }
     if isinstance(devices, (list, tuple)):

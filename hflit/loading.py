@@ -70,6 +70,8 @@ def load_base(base: Any, trust_remote_code: bool = False) -> Base:
     """
     if isinstance(base, (list, tuple)) and len(base) == 2 and isinstance(base[0], nn.Module):
         model, tokenizer = base
+        if not hasattr(model, "config"):
+            raise TypeError(f"The model in base is {type(model).__name__}, not of transformers.")
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise TypeError(f"The tokenizer in base is {type(tokenizer).__name__}. Load it first.")
         path, config = None, copy.deepcopy(model.config)
@@ -315,6 +317,10 @@ def check_teacher(
         ValueError: The vocabulary or the classes differ, or the teacher has no head for the task or
             takes shorter rows.
     """
+    if teacher.model is not None and student.model is not None and not student.is_adapted:
+        learning = {id(weight) for weight in student.model.parameters()}
+        if any(id(weight) in learning for weight in teacher.model.parameters()):
+            raise ValueError("The teacher has the weights of base, which learn. Give it a copy.")
     if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
         raise ValueError(
             "The teacher has another vocabulary than base, so it would read other texts. Choose a "

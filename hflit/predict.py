@@ -261,9 +261,12 @@ def _filler(saved: Saved) -> Predict:
                 word, score = next(words)
                 found.append((word.strip(), score))
                 filled[of[at]] = filled[of[at]].replace(mask, word.strip(), 1)
+            if any(mask in text for text in filled):
+                told = "masks beyond what the model takes, which stay as they are"
+                warnings.warn(f"Row {rows[row]} has {told}.", stacklevel=2)
             tokens, likely = [word for word, _ in found], [score for _, score in found]
-            told = filled[0] if len(filled) == 1 else filled
-            results.append({"filled": told, "tokens": tokens, "scores": likely})
+            whole = filled[0] if len(filled) == 1 else filled
+            results.append({"filled": whole, "tokens": tokens, "scores": likely})
         return results
 
     return predict

@@ -248,10 +248,13 @@ class DataModule(L.LightningDataModule):
         **options: Any,
     ) -> DataLoader:
         args, tokens = self.args, self.tokens[split]
+        side = self.tokenization.tokenizer.padding_side
+        if self.tokenization.predicts_next and not self.parity:
+            side = "right"  # else the first token would be predicted from padding
         options.update(
             collate_fn=Collator(
                 self.tokenization.padding,
-                self.tokenization.tokenizer.padding_side,
+                side,
                 self.tokenization.finish,
                 None if self.parity else args.seed,
             ),

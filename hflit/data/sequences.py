@@ -38,6 +38,7 @@ class Sequences(Tokenization):
 
     default_columns = ("source", "target")
     options = ("prefix", "target_maxlength")
+    predicts_next = True
     limits = {"maxlength": "input_ids", "target_maxlength": "labels"}
 
     def __init__(

@@ -59,7 +59,7 @@ class Texts(Tokenization):
         self.merge = merge
         if merge is not None:
             self.limits = {}
-        self.masked = masked
+        self.masked, self.predicts_next = masked, not masked
         self.whole_word = whole_word
         self.padding |= {"special_tokens_mask": 1, "word_starts": 0, "segments": 0}
         self.adds_eos = tokenizer.eos_token_id is not None and not _ends_texts(tokenizer)

@@ -37,6 +37,7 @@ class Tokenization:
     default_columns: ClassVar[tuple[str | None, ...]] = ()
     options: ClassVar[tuple[str, ...]] = ()  # what a subclass takes beside columns and maxlength
     evaluation_columns: ClassVar[tuple[str, ...]] = ()  # made of every row, not for training
+    predicts_next = False  # whether labels are the tokens that come next
     with_indices: ClassVar[bool] = False  # whether `__call__` is told the numbers of its rows
     # Attribute -> the column it limits, for those that cut what is longer.
     limits: dict[str, str] = {"maxlength": "input_ids"}

@@ -132,7 +132,7 @@ class Bridge(L.Callback):
             self._resume(self.resumed)
         self.tokens_before = self.state.num_input_tokens_seen
         self._event("on_train_begin")
-        if args.eval_on_start:
+        if args.eval_on_start and (self.module.parity or self.state.global_step == 0):
             self.evaluate(trainer, step_schedule=False)
         if self.resumed is not None:
             self._enter_epoch(trainer, self.resumed, is_stream)
@@ -213,7 +213,8 @@ class Bridge(L.Callback):
         is_best = self.checkpoints.load_best(self.state)
         if is_best:  # the figures of what is returned
             entries = [e for e in self.state.log_history if "eval_runtime" in e]
-            of_best = [e for e in entries if e["step"] == self.state.best_global_step]
+            step_of_best = self.checkpoints.best_step(self.state)
+            of_best = [e for e in entries if e["step"] == step_of_best]
             self.metrics.update({k: v for e in of_best for k, v in e.items() if k[:5] == "eval_"})
         self.checkpoints.keep_only_best(self.state)
         # Trackers close at the end, so they are told when nothing more is to be logged.

@@ -153,7 +153,18 @@ class Checkpoints:
 
     def load_best(self, state: TrainerState) -> bool:
         """Give the model the best weights, if `load_best_model_at_end`; True if it got them."""
-        if not self.args.load_best_model_at_end or state.best_model_checkpoint is None:
+        if not self.args.load_best_model_at_end:
+            return False
+        if state.best_global_step and self.best_step(state) != state.best_global_step:
+            logger.warning(
+                "The best weights, of update %d, were not saved: %s are returned. Save as often as "
+                "you evaluate, or with save_strategy='best'.",
+                state.best_global_step,
+                f"those of {state.best_model_checkpoint}"
+                if state.best_model_checkpoint
+                else "the last ones",
+            )
+        if state.best_model_checkpoint is None:
             return False
         best = Path(state.best_model_checkpoint)
         if not best.is_dir():
@@ -162,6 +173,11 @@ class Checkpoints:
         load_weights(self.model, best)
         from_first(None, self.args.world_size)  # before anyone deletes it
         return True
+
+    def best_step(self, state: TrainerState) -> int | None:
+        """The update that the best checkpoint was saved after; None if there is none."""
+        best = state.best_model_checkpoint
+        return None if best is None else int(Path(best).name.split("-")[1])
 
     def keep_only_best(self, state: TrainerState) -> None:
         """At the end, `save_total_limit=1` keeps the best checkpoint and not the newest."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any, Protocol
 
@@ -102,8 +102,9 @@ def evaluate(
         results, rows = [each for each, _ in everything], [count for _, count in everything]
     figures = {} if judge is None else denumpify_detensorize(dict(judge.figures()))
     figures = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in figures.items()}
-    if results:
-        figures["eval_loss"] = _loss_of(results, rows, args, module)
+    if results:  # a "loss" of the caller's metrics comes after it, and wins as in transformers
+        figures.pop("eval_loss", None)
+        figures = {"eval_loss": _loss_of(results, rows, args, module), **figures}
     figures = {k if k.startswith("eval_") else f"eval_{k}": v for k, v in figures.items()}
     steps = math.ceil(sum(rows) / args.per_device_eval_batch_size)
     return {**figures, **speed_metrics("eval", start, num_samples=sum(rows), num_steps=steps)}
@@ -231,7 +232,7 @@ class _Kept:
             for number, now in enumerate(everyone, start=1):
                 is_last = number == len(everyone)
                 self.found = self.metrics(EvalPrediction(**now), compute_result=is_last)
-            return self.found
+            return _checked(self.found)
         for now in everyone:
             self._keep(now)
         kept = {part: each.get_arrays() for part, each in self.kept.items()}
@@ -239,12 +240,18 @@ class _Kept:
             places = np.argsort(self.order)
             kept = tree_map(lambda each: each if each is None else each[places], kept)
         is_complete = kept["predictions"] is not None and kept["label_ids"] is not None
-        return self.metrics(EvalPrediction(**kept)) if is_complete else {}
+        return _checked(self.metrics(EvalPrediction(**kept))) if is_complete else {}
 
     def _keep(self, now: dict[str, Any]) -> None:
         for part, value in now.items():
             if value is not None:
                 self.kept[part].add(value)
+
+
+def _checked(found: Any) -> dict[str, Any]:
+    if not isinstance(found, Mapping):
+        raise TypeError(f"metrics returned {found!r:.60}. It must return a dict of figures.")
+    return dict(found)
 
 
 def _unwrapped(values: tuple[Any, ...]) -> Any:

@@ -57,7 +57,8 @@ class Listeners:
         self.handler.lr_scheduler = trainer.lr_scheduler_configs[0].scheduler
         self.handler.train_dataloader = trainer.train_dataloader
         data: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
-        self.handler.eval_dataloader = data.val_dataloader() or None
+        loader = data.val_dataloader()  # a list, empty, where there are no such rows
+        self.handler.eval_dataloader = None if isinstance(loader, list) else loader
 
     def tell(self, event: str, state: TrainerState, **details: Any) -> None:
         """Tell all of them of an event, by transformers' name of it."""

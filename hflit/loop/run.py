@@ -97,7 +97,7 @@ def lightning_run(
     """The Lightning Trainer of a run, and the bridge to transformers' callbacks inside it."""
     callbacks = flags.pop("callbacks")
     run_evaluation = None
-    if data.data["validation"] is not None:
+    if data.data["validation"] is not None and flags.get("limit_val_batches") != 0:
 
         def run_evaluation(on_batch: Callable[[], None]) -> dict[str, float]:
             limit = flags.get("limit_val_batches")

@@ -78,7 +78,7 @@ class RunningSums:
         """Share of padding among the tokens that were computed."""
         read = torch.stack([self.tokens, torch.full_like(self.tokens, self.computed_tokens)])
         tokens, computed = self._total(read).tolist()
-        return float(1 - tokens / max(computed, 1))
+        return float(1 - tokens / computed) if computed else 0.0
 
     def begin_after(self, step: int) -> None:
         """Go on after some updates of which nothing is known."""

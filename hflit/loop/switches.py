@@ -19,6 +19,7 @@ from transformers.integrations import (
 )
 from transformers.training_args import DebugOption
 
+from hflit.adapters import inner_model
 from hflit.tasks.dropout import fast_dropout
 from hflit.tasks.forwards import forwards_replaced
 from hflit.tasks.layers import fast_layers, gradients_by_row
@@ -100,7 +101,10 @@ def model_switched(
         if merges and not parity and isinstance(model, PeftModelForQuestionAnswering):
             # peft 0.21 keeps token_type_ids and position_ids from this one kind of model.
             undo.enter_context(forwards_replaced({model: model.base_model.forward}))
-        undo.enter_context(_cache_switched(model.config, args.use_cache))
+        body = getattr(inner_model(model), "base_model", model)
+        # The body of a model that was given as an object has the caller's config.
+        for config in {id(each): each for each in (model.config, body.config)}.values():
+            undo.enter_context(_cache_switched(config, args.use_cache))
         if args.use_liger_kernel:  # never run: no package and no GPU was at hand
             apply_liger_kernel(model, args.liger_kernel_config)
         if args.activation_checkpointing:

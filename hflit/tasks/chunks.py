@@ -80,6 +80,8 @@ def heads_left_out(task: TaskModule) -> bool:
     """Whether a task's loss is computed without all its logits, see `chunked_loss`."""
     if not task.chunks_loss or task.args.torch_compile or isinstance(task.model, FSDPModule):
         return False
+    if getattr(inner_model(task.model).config, "output_router_logits", False):
+        return False  # with a loss of its own for its experts
     is_padding = inner_model(task.model).config.pad_token_id == 0  # a row of it has no last token
     row = torch.full((1, 2), int(is_padding), device=task.device)
     batch = {"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row}

@@ -9,6 +9,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from hflit.adapters import inner_model
 from hflit.data.batching import IGNORE_INDEX, Batch
 from hflit.data.texts import Texts
 from hflit.loading import Base
@@ -58,7 +59,12 @@ class LanguageGeneration(TaskModule):
     def summed_loss(self, outputs: dict[str, Any], batch: Batch) -> Tensor:
         """Cross-entropy in nats, summed over the predicted tokens."""
         logits, labels = outputs["logits"][:, :-1], batch["labels"][:, 1:]
-        return token_loss(logits, labels, self.args.label_smoothing_factor)
+        loss = token_loss(logits, labels, self.args.label_smoothing_factor)
+        uneven = outputs.get("aux_loss")  # of a mixture of experts, if output_router_logits asks
+        if uneven is None:
+            return loss
+        config: Any = inner_model(self.model).config
+        return loss + config.router_aux_loss_coef * uneven * self.count_items(batch)
 
     def distance(self, outputs: Any, teacher: Any, batch: Batch, temperature: float) -> Tensor:
         """Divergence from the teacher's next tokens, where one is learned."""

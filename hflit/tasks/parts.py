@@ -133,8 +133,8 @@ def packable(model: Any, causal: bool, maxlength: int | None) -> Any:
                 alone = torch.cat([model(input_ids=text[None]).logits for text in ids], dim=1)
             if differ(together, alone):
                 problem = "lets one text reach another, or sees further in a row of several"
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            problem = f"does not take such rows ({error})"
+        except (AssertionError, RuntimeError, ValueError, TypeError, IndexError) as error:
+            problem = f"does not take such rows ({f'{error}' or type(error).__name__})"
         model.train(was_training)
     if problem is not None:
         raise ValueError(
