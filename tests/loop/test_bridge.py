@@ -1,5 +1,6 @@
 """transformers' callbacks, and Lightning's beside them, in one run."""
 
+import datasets
 import lightning.pytorch as L
 import pytest
 import torch
@@ -54,7 +55,8 @@ def test_lightning_callbacks_run_beside(tiny_bert, ragged_rows):
     assert count.updates == 8  # 3 batches make 2 windows, 4 times
 
 
-def test_callbacks_are_handed_the_batches_of_an_evaluation(tiny_bert, ragged_rows):
+@pytest.mark.parametrize("streamed", [False, True])
+def test_callbacks_are_handed_the_batches_of_an_evaluation(tiny_bert, ragged_rows, streamed):
     class Look(TrainerCallback):
         found = None
 
@@ -62,7 +64,10 @@ def test_callbacks_are_handed_the_batches_of_an_evaluation(tiny_bert, ragged_row
             self.found = torch.cat([batch["labels"] for batch in eval_dataloader])
 
     look = Look()
-    run(tiny_bert, ragged_rows, callbacks=[look], per_device_eval_batch_size=3)
+    rows = datasets.Dataset.from_list(ragged_rows(8, seed=1))
+    rows = rows.to_iterable_dataset() if streamed else rows
+    call = {"callbacks": [look], "per_device_eval_batch_size": 3, "max_steps": 1}
+    HFTrainer()(tiny_bert(), ragged_rows(24), rows, **call)
     assert look.found.tolist() == [row["label"] for row in ragged_rows(8, seed=1)]
 
 
@@ -87,6 +92,50 @@ def test_metrics_hold_the_last_figures(tiny_bert, ragged_rows):
     assert {"train_loss", "train_runtime", "eval_loss", "eval_accuracy"} <= set(trainer.metrics)
     history = trainer.state.log_history
     assert trainer.metrics["eval_loss"] == history[-1]["eval_loss"]
+
+
+@pytest.mark.parametrize(("every", "returned", "told"), [(2, 0.2, "checkpoint-2"), (6, 0.5, None)])
+def test_figures_are_those_of_the_weights_that_are_returned(
+    tiny_bert, ragged_rows, tmp_path, caplog, every, returned, told
+):
+    """Once those of the best evaluation, whose weights were never saved."""
+    scores = iter([0.1, 0.2, 0.9, 0.3, 0.4, 0.5])
+    trainer = run(
+        tiny_bert, ragged_rows, output_dir=str(tmp_path), max_steps=6, save_strategy="steps",
+        eval_strategy="steps", eval_steps=1, save_steps=every, load_best_model_at_end=True,
+        metric_for_best_model="s", metrics=lambda prediction: {"s": next(scores)},
+    )  # fmt: skip
+    assert trainer.metrics["eval_s"] == returned
+    where = f"those of {tmp_path / told}" if told else "the last ones"
+    assert f"update 3, were not saved: {where} are returned" in caplog.text
+    assert f"| s | {returned:.4f} |" in (tmp_path / "README.md").read_text()
+
+
+def test_a_callback_may_be_given_as_a_class(tiny_bert, ragged_rows):
+    class Once(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            control.should_training_stop = True
+
+    assert run(tiny_bert, ragged_rows, callbacks=[Once]).state.global_step == 1
+
+
+@pytest.mark.parametrize("returned", [None, [1.0]])
+def test_metrics_that_return_no_dict_are_named(tiny_bert, ragged_rows, returned):
+    with pytest.raises(TypeError, match="metrics returned .* must return a dict"):
+        run(tiny_bert, ragged_rows, max_steps=1, metrics=lambda prediction: returned)
+
+
+def test_a_loss_of_the_metrics_takes_the_place_of_ours(tiny_bert, ragged_rows):
+    """As in transformers: theirs has the whole name already when the caller's gets it."""
+    trainer = run(tiny_bert, ragged_rows, max_steps=1, metrics=lambda _: {"loss": 7.0})
+    assert trainer.metrics["eval_loss"] == 7.0
+    trainer = run(tiny_bert, ragged_rows, max_steps=1, metrics=lambda _: {"eval_loss": 7.0})
+    assert trainer.metrics["eval_loss"] < 1.0
+
+
+def test_no_batches_make_no_figures(tiny_bert, ragged_rows):
+    trainer = run(tiny_bert, ragged_rows, max_steps=1, metrics="auto", limit_val_batches=0)
+    assert not any(name.startswith("eval_") for name in trainer.metrics)
 
 
 def test_best_metric_that_is_not_there_names_those_that_are(tiny_bert, ragged_rows):

@@ -530,6 +530,18 @@ def test_ignore_data_skip_takes_the_epoch_from_its_start(tiny_bert, ragged_rows,
     assert [entry["epoch"] for entry in ours[0].log_history[3:5]] == [0.2, 0.4]
 
 
+def test_what_comes_before_the_first_update_is_not_done_again(tiny_bert, ragged_rows, tmp_path):
+    """The evaluation at the start counted once more for early stopping."""
+    call = {"eval_on_start": True, "eval_strategy": "steps", "eval_steps": 2, "max_steps": 6}
+    call |= {"output_dir": str(tmp_path), "metric_for_best_model": "loss"}
+    rows = ragged_rows(37), ragged_rows(9, seed=1)
+    whole, _ = train(tiny_bert(), *rows, **call)
+    again, _ = train(tiny_bert(), *rows, checkpoint=tmp_path / "checkpoint-2", **call)
+    assert losses(again.state) == losses(whole.state)
+    done, _ = train(tiny_bert(), *rows, checkpoint=tmp_path / "checkpoint-6", **call)
+    assert done.metrics["train_padding_share"] == 0.0
+
+
 def test_callbacks_go_on_from_their_state(tiny_bert, ragged_rows, tmp_path):
     arguments = {
         "eval_strategy": "steps",

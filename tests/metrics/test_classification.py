@@ -98,6 +98,13 @@ def test_scores(sizes, shift):
     assert found == pytest.approx(expected, abs=1e-5)
 
 
+def test_scores_that_do_not_vary_have_no_correlation():
+    """As scipy says; one of the two was 0 once."""
+    metrics = ClassificationMetrics("regression", 1)
+    metrics.update({"logits": torch.tensor([[0.1], [0.2]])}, {"labels": torch.tensor([0.5, 0.5])})
+    assert all(math.isnan(figure) for figure in metrics.compute().values())
+
+
 def test_scores_of_low_precision_are_counted_in_float32():
     logits, labels = random(25, 1).bfloat16(), random(25, seed=1)
     found = computed("regression", 1, logits, labels, (25,))

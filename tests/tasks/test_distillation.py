@@ -141,6 +141,14 @@ def test_teachers_that_do_not_fit_are_refused():
         train("text-classification", student, teacher=student, distillation=(0.0, 0.5))
 
 
+def test_a_teacher_that_would_learn_itself_is_refused():
+    model, tokenizer = make("text-classification", 0)
+    call = {"teacher": (model, tokenizer), "max_steps": 1}
+    with pytest.raises(ValueError, match="The teacher has the weights of base, which learn"):
+        HFTrainer()((model, tokenizer), rows("text-classification"), **call)
+    HFTrainer()((model, tokenizer), rows("text-classification"), lora=True, **call)  # base does not
+
+
 def test_a_teacher_without_a_head_is_refused(tmp_path):
     model, tokenizer = make("language-modeling", 1)
     model.base_model.save_pretrained(tmp_path / "body")

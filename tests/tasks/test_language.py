@@ -26,6 +26,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
     PreTrainedTokenizerFast,
@@ -33,6 +35,8 @@ from transformers import (
     RobertaForMaskedLM,
     Trainer,
     TrainingArguments,
+    XLMConfig,
+    XLMWithLMHeadModel,
 )
 
 from hflit import HFTrainer
@@ -182,6 +186,63 @@ def test_default_generation_stays_within_rounding(texts):
     theirs, _ = reference("language-generation", llama(), texts, **SETTINGS)
     trainer, *_ = train("language-generation", llama(), texts, **SETTINGS)
     torch.testing.assert_close(losses(trainer.state), losses(theirs), rtol=1e-5, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:parity=True copies:UserWarning")
+def test_no_cache_is_kept_in_training_by_a_model_given_as_an_object(texts):
+    """Its body has the caller's config, which once said otherwise; that moved the last bit."""
+    theirs, their_model = reference("language-generation", llama(), texts, **SETTINGS)
+    trainer, model, _ = train("language-generation", llama(), texts, parity=True, **SETTINGS)
+    assert losses(trainer.state) == losses(theirs)
+    for name, weight in their_model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
+    base = llama()
+    seen = []
+    base[0].model.register_forward_hook(lambda *_: seen.append(base[0].model.config.use_cache))
+    train("language-generation", base, texts, max_steps=1)
+    # Before and after the run, a look at whether it is causal and another at its head.
+    assert False in seen
+    assert base[0].config.use_cache
+
+
+def mixtral(share):
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=102, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=64, num_local_experts=4,
+        bos_token_id=1, eos_token_id=1, pad_token_id=0, num_key_value_heads=2,
+        output_router_logits=True, router_aux_loss_coef=share,
+    )  # fmt: skip
+    return MixtralForCausalLM(config), gpt_tokenizer()
+
+
+@pytest.mark.filterwarnings("ignore:parity=True copies:UserWarning")
+def test_experts_learn_to_share_the_work_where_their_config_asks(texts):
+    """Once the loss of its router was dropped in silence."""
+    first = {}
+    for share in (0.0, 0.5):
+        for parity in (False, True):
+            settings = {**SETTINGS, "max_steps": 2, "parity": parity, "merge": "concat"}
+            trainer, _, _ = train("language-generation", mixtral(share), texts, **settings)
+            first[share, parity] = losses(trainer.state)
+        assert first[share, False] == pytest.approx(first[share, True], rel=1e-5)
+    assert first[0.5, False][0] > first[0.0, False][0] + 0.4  # 0.5 x at least 1, by its formula
+
+
+def test_padding_on_the_left_predicts_nothing(texts):
+    """Once the first token of a row was predicted from padding, where there was some."""
+    found = []
+    for side in ("right", "left"):
+        for batch, windows in ((8, 1), (2, 4)):
+            base = llama()
+            base[1].padding_side = side
+            trainer, _, _ = train(
+                "language-generation", base, texts, merge=None, max_steps=2,
+                per_device_train_batch_size=batch, gradient_accumulation_steps=windows,
+            )  # fmt: skip
+            found.append(losses(trainer.state))
+    for each in found[1:]:
+        assert each == pytest.approx(found[0], rel=1e-6)
 
 
 def test_gpt2_loss_is_the_mean_over_predicted_tokens(texts):
@@ -362,6 +423,14 @@ def test_a_model_in_which_packed_texts_would_meet_is_refused(texts, kind):
     expected = f"merge='pack' lets each text run as if alone, and {type(model).__name__} "
     with pytest.raises(ValueError, match=expected):
         HFTrainer()((model, word_tokenizer()), rows, task=task, merge="pack", maxlength=32)
+
+
+def test_a_model_that_takes_no_positions_without_a_mask_is_refused(texts):
+    """XLM ends in an assertion that says nothing."""
+    config = XLMConfig(vocab_size=105, emb_dim=32, n_layers=1, n_heads=2, pad_index=0, bos_index=2)
+    base = XLMWithLMHeadModel(config), word_tokenizer()
+    with pytest.raises(ValueError, match="merge='pack' .* XLMWithLMHeadModel does not take"):
+        train("language-modeling", base, texts, merge="pack", max_steps=1)
 
 
 def test_an_encoder_would_see_what_it_is_to_predict(tmp_path):

@@ -206,6 +206,22 @@ def batch_and_module(make, **settings):
     return DataCollatorForSeq2Seq(tokenizer, model=model)(encoded), module
 
 
+def test_a_decoder_reads_no_padding_before_its_target(rows):
+    """With padding on the left it once did, as many as its batch had, and generated without."""
+    found = []
+    for side in ("right", "left"):
+        for batch, windows in ((8, 1), (2, 4)):
+            model, tokenizer = t5()
+            tokenizer.padding_side = side
+            settings = {**SETTINGS, "per_device_train_batch_size": batch, "max_steps": 2}
+            history, _ = ours(
+                (model, tokenizer), rows[0], gradient_accumulation_steps=windows, **settings
+            )
+            found.append([entry["loss"] for entry in history if "loss" in entry])
+    for each in found[1:]:
+        assert each == pytest.approx(found[0], rel=1e-6)
+
+
 @pytest.mark.parametrize("make", [t5, bart, m2m100])
 def test_decoder_reads_what_transformers_gives_it(make):
     """M2M100 and NLLB shift the labels themselves, but only in a forward that has them."""
