@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, TrainingArguments
 
 from hflit.adapters import inner_model, save_config
@@ -37,8 +38,11 @@ def save_artifacts(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _written_here():
-        model.save_pretrained(str(folder))
+    try:
+        with _written_here():
+            model.save_pretrained(str(folder))
+    except SafetensorError as error:  # of a full disk
+        raise OSError(f"The model cannot be written to {folder}: {error}") from error
     save_config(model, folder)
     _leave_one_form(model, folder)
     tokenizer.save_pretrained(folder)

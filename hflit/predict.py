@@ -56,6 +56,8 @@ def predictions(
     Raises:
         ValueError: A column or a text is missing.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1.")
     names = columns or text_columns(saved)
     wanted = {"question-answering": 2}.get(saved.task, 1)
     if not wanted <= len(names) <= 2:

@@ -55,6 +55,9 @@ def load_saved(folder: str | os.PathLike[str], trust_remote_code: bool = False) 
         )
         tokenizer = load_base((model, tokenizer)).tokenizer
         return Saved(task, model.eval(), tokenizer, settings)
+    if (path / "discriminator" / "adapter_config.json").exists():
+        pair = _adapted_pair(path, trust_remote_code)
+        return Saved("token-detection", pair.eval(), pair.tokenizer, settings)
     start = load_base(str(folder), trust_remote_code)
     is_pair = (path / "discriminator").is_dir()
     known: str | None = "token-detection" if is_pair else _task_of(start.config)
@@ -99,6 +102,28 @@ def _adapted(path: Path, settings: dict[str, Any], trust_remote_code: bool) -> t
         start, base, TASKS[task].auto_model, config, ignore_mismatched_sizes=resized
     )
     return task, PeftModel.from_pretrained(model, str(path))
+
+
+def _adapted_pair(path: Path, trust_remote_code: bool) -> Any:
+    """Both halves of token-detection, each with its adapter."""
+    base = PeftConfig.from_pretrained(str(path / "generator")).base_model_name_or_path
+    if not base:
+        raise ValueError(
+            f"{path} holds adapters that do not say what they belong to. Train with "
+            "merge_adapter=True, or from a base that has a name."
+        )
+    folder = Path(base).parent  # of a base that is such a pair itself
+    root = str(folder) if (folder / "discriminator").is_dir() else base
+    pair = TASKS["token-detection"].load(load_base(root, trust_remote_code), {})
+    pair.generator = PeftModel.from_pretrained(pair.generator, str(path / "generator"))
+    pair.discriminator = PeftModel.from_pretrained(pair.discriminator, str(path / "discriminator"))
+    return pair
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds an adapter, or those of a pair."""
+    places = (Path(folder).expanduser(), Path(folder, "discriminator").expanduser())
+    return any((place / "adapter_config.json").exists() for place in places)
 
 
 def _task_of(config: Any) -> str | None:

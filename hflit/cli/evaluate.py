@@ -21,7 +21,7 @@ from hflit.loading import load_base
 from hflit.loop.evaluation import evaluate
 from hflit.pipeline import HFTrainer
 from hflit.request import check_request, read_data
-from hflit.saved import load_saved
+from hflit.saved import is_adapter, load_saved
 from hflit.tasks.layers import fast_layers
 
 # What of the arguments and flags of a run an evaluation follows.
@@ -93,8 +93,7 @@ def load_evaluation(
     named, args = split_call({"metrics": "auto", **call})
     named |= dict.fromkeys(("lora", "quantize", "teacher", "checkpoint"))
     named |= dict.fromkeys(("merge_adapter", "find_learning_rate"), False)
-    is_adapter = Path(model, "adapter_config.json").expanduser().exists()
-    saved = load_saved(model, named["trust_remote_code"]) if is_adapter else None
+    saved = load_saved(model, named["trust_remote_code"]) if is_adapter(model) else None
     named["base"] = (saved.model, saved.tokenizer) if saved else model
     task_class = check_request(named, HFTrainer.__call__)
     arguments, _ = parse({name: value for name, value in args.items() if name in READ})

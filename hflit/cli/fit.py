@@ -58,7 +58,8 @@ def run(command: str, argv: Sequence[str]) -> int:
         if folder and os.environ.get("LOCAL_RANK", "0") == "0" and is_resumable(folder):
             print(f"Go on with:\n  {resuming(command, argv)}", file=sys.stderr)
         raise
-    if not trainer.lightning.is_global_zero:
+    # Of processes that were started here, this one runs no Lightning Trainer.
+    if hasattr(trainer, "lightning") and not trainer.lightning.is_global_zero:
         return 0
     show_figures(trainer.metrics, f"After {trainer.state.global_step} updates")
     if folder:
@@ -74,14 +75,18 @@ def is_resumable(folder: str) -> bool:
 
 
 def resuming(command: str, argv: Sequence[str]) -> str:
-    """The command line that goes on where this one stopped."""
+    """The command line that goes on where this one stopped, without tokens of the Hub."""
     program = ["hflit"]
     if Path(sys.argv[0]).name == "__main__.py":
         program = [Path(sys.executable).name, "-m", "hflit"]
-    words = [word for word in argv if not word.startswith("--model.checkpoint=")]
-    while "--model.checkpoint" in words:
-        at = words.index("--model.checkpoint")
-        del words[at : at + 2]
+    left_out = {"--model.checkpoint", *(f"--args.{name}" for name in (*RESUMING, *SECRETS))}
+    given, words = iter(argv), []
+    for word in given:
+        name, _, value = word.partition("=")
+        if name not in left_out:
+            words.append(word)
+        elif not value:
+            next(given, None)
     return shlex.join([*program, command, *words, "--model.checkpoint", "true"])
 
 

@@ -87,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if debug or not (isinstance(error, USER_ERRORS) or type(error).__name__ == LIGHTNINGS):
+        is_told = isinstance(error, AssertionError) and f"{error}"  # by a callback of transformers
+        is_users = isinstance(error, USER_ERRORS) or type(error).__name__ == LIGHTNINGS
+        if debug or not (is_told or is_users):
             raise
         told = error.args[0] if isinstance(error, KeyError) and error.args else error
         return _fail(command, " ".join(str(told).split()))

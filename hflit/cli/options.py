@@ -50,13 +50,26 @@ TYPES = {
 TEST = "Rows for `hflit test`; the other commands do not read them."
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads YAML in which no name stands twice in a group; YAML itself keeps the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """Read a group."""
+        names = [each.value for each, _ in node.value if each.value != "<<"]
+        twice = [name for name in names if isinstance(name, str) and names.count(name) > 1]
+        if twice:
+            line = node.start_mark.line + 1
+            raise ValueError(f"{twice[0]!r} stands twice in the group that begins in line {line}.")
+        return super().construct_mapping(node, deep)
+
+
 class RunParser(ArgumentParser):
     """Reads a group of a file that holds nothing, such as one in comments, as one not there."""
 
     def parse_string(self, content: str, *args: Any, **options: Any) -> Namespace:
         """Read what stands in a file."""
         try:
-            groups = yaml.safe_load(content)
+            groups = yaml.load(content, Loader=_Loader)
         except yaml.YAMLError:
             groups = content  # told by the parser
         if groups is None or (isinstance(groups, dict) and None in groups.values()):
@@ -77,6 +90,7 @@ def make_parser(command: str, about: str) -> ArgumentParser:
         description=f"{about} Every option can stand in a file for --config, under its group, or "
         "in an environment variable such as HFLIT_ARGS__LEARNING_RATE.",
         exit_on_error=False,
+        allow_abbrev=False,
         default_env=True,
         env_prefix="HFLIT",
     )
@@ -177,7 +191,9 @@ def _options() -> Iterator[tuple[str, str, Any, Any, str]]:
         if name in DEFAULTS:
             yield "args", name, _field_type(TYPES.get(name, hints[name])), DEFAULTS[name], field.how
     for name in sorted({*RENAMED, *DROPPED, *GONE} - FIELDS.keys()):
-        yield "args", name, Any, None, ""
+        now = RENAMED[name][0] if name in RENAMED else None
+        is_word = now in hints and _field_type(hints[now]) is word
+        yield "args", name, word if is_word else Any, None, ""
     for name, kind, _, about in _parameters(L.Trainer.__init__):
         if name == "max_steps":  # an argument, and means the same
             continue
@@ -235,7 +251,8 @@ def _told(parser: ArgumentParser, error: argparse.ArgumentError) -> str:
     )
     if unknown:
         name = unknown[1] or unknown[2]
-        nearest = difflib.get_close_matches(name, known, n=1)
+        nearest = [each for each in known if each.split(".")[-1] == name.split(".")[-1]]
+        nearest = nearest or difflib.get_close_matches(name, known, n=1)
         return f"Unknown option --{name}." + (f" Did you mean --{nearest[0]}?" if nearest else "")
     key = re.search(r'Parser key "([\w.]+)":\s*(.*)', text)
     if not key:

@@ -56,9 +56,9 @@ def run(command: str, argv: Sequence[str]) -> int:
     if output and output.suffix not in WRITERS:
         raise ValueError(f"--output={output} must end in one of: {', '.join(WRITERS)}.")
     be_quiet()
-    data = _one_split(read_files(config.data), config.data)
-    saved = load_saved(config.model, config.trust_remote_code)
     keep = list(dict.fromkeys(_listed(config.keep) or []))
+    data = _one_split(read_files(config.data, as_text=keep), config.data)
+    saved = load_saved(config.model, config.trust_remote_code)
     kinds = _kept(data, keep) if keep else []
     found = predictions(saved, data, _listed(config.columns), config.batch_size)
     rows = _beside(data, keep, found) if keep else found
@@ -103,7 +103,11 @@ def _kept(data: Any, names: list[str]) -> Kinds:
 def _beside(data: Any, names: list[str], found: Rows) -> Iterator[dict[str, Any]]:
     """Predictions, behind the columns that are kept; these become `given_` where names meet."""
     for row, each in zip(data.select_columns(names), found, strict=True):
-        yield {f"given_{name}" if name in each else name: row[name] for name in names} | each
+        kept = {f"given_{name}" if name in each else name: row[name] for name in names}
+        if len(kept) < len(names):
+            met = next(name for name in names if f"given_{name}" in names)
+            raise ValueError(f"--keep: {met!r} would be called given_{met}, as another column is.")
+        yield kept | each
 
 
 def _json(value: Any) -> str:

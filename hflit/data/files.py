@@ -12,7 +12,7 @@ import lzma
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,9 @@ def name_of(source: Any) -> str:
     return str(source["path"] if isinstance(source, Mapping) else source)
 
 
-def read_files(source: str | os.PathLike[str] | Mapping[str, Any]) -> Any:
+def read_files(
+    source: str | os.PathLike[str] | Mapping[str, Any], as_text: Sequence[str] = ()
+) -> Any:
     """Read rows from what a name stands for.
 
     Args:
@@ -64,6 +66,7 @@ def read_files(source: str | os.PathLike[str] | Mapping[str, Any]) -> Any:
             `"owner/name"` or `"owner/name:config"`. Or any of these as `path` of a mapping with
             further keywords of `datasets.load_dataset`, such as `split` (`"train[:90%]"`) and
             `streaming`.
+        as_text: Columns of a csv or tsv file to read as they stand there: 007 is 7 else.
 
     Returns:
         A `datasets.Dataset`; a `DatasetDict` where folder or name hold several splits; with
@@ -80,28 +83,21 @@ def read_files(source: str | os.PathLike[str] | Mapping[str, Any]) -> Any:
         return _read_folder(path, options)
     files = [path] if path.is_file() else [Path(found) for found in sorted(glob.glob(str(path)))]
     if files:
-        return _read_files(files, options)
+        return _read_files(files, options, as_text)
     if KINDS.get(_ending(path)) or not HUB_NAME.fullmatch(name):
         raise FileNotFoundError(f"No file is called {name!r}, seen from {Path.cwd()}.")
     return _read_hub(name, options)
 
 
-def _read_files(files: list[Path], further: dict[str, Any]) -> Any:
-    kinds = {KINDS.get(_ending(file)) for file in files}
-    if None in kinds or len(kinds) > 1:
-        odd = next((file for file in files if _ending(file) not in KINDS), files[0])
-        raise ValueError(
-            f"{odd}: data come in files of one kind, which the name tells: "
-            f"{', '.join(ending[1:] for ending in KINDS)}, also compressed: "
-            f"{', '.join(COMPRESSED)}."
-        )
-    kind = str(kinds.pop())
+def _read_files(files: list[Path], further: dict[str, Any], as_text: Sequence[str]) -> Any:
+    kind = _kind_of(files, files[0])
     options: dict[str, Any] = {"split": "train"}
     is_plain_table = kind == "csv" and further.keys() <= {"split", "streaming"}
     if is_plain_table:
         _check_heads(files)
     if kind == "csv":
-        options |= {**CSV, "delimiter": _delimiter(files[0])}
+        options |= {**CSV, **({} if "sep" in further else {"delimiter": _delimiter(files[0])})}
+        options |= {"dtype": dict.fromkeys(as_text, "str")} if as_text else {}
     elif kind == "json":
         options["encoding"] = (
             "utf-8-sig"  # by this name the bytes are checked, and a BOM is left out
@@ -111,7 +107,8 @@ def _read_files(files: list[Path], further: dict[str, Any]) -> Any:
         datasets.disable_progress_bars()
     names = [str(file) for file in files]
     try:
-        rows = datasets.load_dataset(kind, data_files=names, **{**options, **further})
+        patterns = [glob.escape(name) for name in names]  # datasets takes names for patterns
+        rows = datasets.load_dataset(kind, data_files=patterns, **{**options, **further})
     except Exception as error:  # of pandas, pyarrow or datasets, which name no line
         raise ValueError(_flaw(files) or f"{names[0]}: {_innermost(error)}") from error
     finally:
@@ -124,6 +121,20 @@ def _read_files(files: list[Path], further: dict[str, Any]) -> Any:
     elif kind == "text":
         rows = rows.select([i for i, text in enumerate(rows["text"]) if text.strip()])
     return rows
+
+
+def _kind_of(files: list[Path], place: Path) -> str:
+    """The kind that all files are of; `place` is named where they are not."""
+    kinds = {KINDS.get(_ending(file)) for file in files}
+    if None in kinds or len(kinds) != 1:
+        odd = next((file for file in files if _ending(file) not in KINDS), place)
+        found = f" Here are {' and '.join(sorted(map(str, kinds)))}." if None not in kinds else ""
+        raise ValueError(
+            f"{odd}: data come in files of one kind, which the name tells: "
+            f"{', '.join(ending[1:] for ending in KINDS)}, also compressed: "
+            f"{', '.join(COMPRESSED)}.{found if kinds else ' Here are none.'}"
+        )
+    return str(kinds.pop())
 
 
 def _read_folder(folder: Path, options: dict[str, Any]) -> Any:
@@ -141,6 +152,7 @@ def _read_folder(folder: Path, options: dict[str, Any]) -> Any:
     tables = [file for file in files if KINDS[_ending(file)] == "csv"]
     is_plain = options.keys() <= {"split", "streaming"}
     if is_plain:
+        _kind_of(files, folder)
         _check_heads(tables)
     own = CSV if tables == files else {}
     try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any, Protocol
 
@@ -87,14 +88,15 @@ def evaluate(
         batches = min(limit, limit if batches is None else batches)
     elif limit is not None and batches is not None:
         batches = int(limit * batches)
-    for number, batch in enumerate(islice(source, batches), start=1):
-        batch = module.transfer_batch_to_device(batch, module.device, 0)
-        result = module.evaluate_batch(batch)
-        results.append(result._replace(outputs={}))
-        rows.append(len(batch["input_ids"]))
-        if judge is not None:
-            judge.add(result, batch, number, number == batches)
-        on_batch()
+    with nullcontext() if data.parity else _seeded(args.seed, module.device):
+        for number, batch in enumerate(islice(source, batches), start=1):
+            batch = module.transfer_batch_to_device(batch, module.device, 0)
+            result = module.evaluate_batch(batch)
+            results.append(result._replace(outputs={}))
+            rows.append(len(batch["input_ids"]))
+            if judge is not None:
+                judge.add(result, batch, number, number == batches)
+            on_batch()
 
     if world > 1:
         told = [(each.on_cpu(), count) for each, count in zip(results, rows, strict=True)]
@@ -108,6 +110,14 @@ def evaluate(
     figures = {k if k.startswith("eval_") else f"eval_{k}": v for k, v in figures.items()}
     steps = math.ceil(sum(rows) / args.per_device_eval_batch_size)
     return {**figures, **speed_metrics("eval", start, num_samples=sum(rows), num_steps=steps)}
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw the same in each evaluation, as token-detection does, and nothing of the training's."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def _judge(

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors import SafetensorError
+from transformers import BertForSequenceClassification
 
 import hflit
 from hflit import HFTrainer
@@ -79,6 +81,23 @@ def test_a_home_folder_that_no_shell_expanded_is_one_folder(base, program, monke
     assert "two' is a file. Name a folder." in program("fit", *options)[2]
 
 
+def test_a_pair_with_adapters_is_validated_and_asked(base, program):
+    """Its halves have one each; once nothing but `fit` knew."""
+    options = base("language-modeling")
+    options[options.index("language-modeling")] = "token-detection"
+    run = [*options, *TRAIN, "--model.lora", "true", "--model.metrics", "auto"]
+    run += ["--args.output_dir", "out"]
+    assert program("fit", *run)[0] == 0
+    history = json.loads(Path("out/trainer_state.json").read_text())["log_history"]
+    last = [entry for entry in history if "eval_loss" in entry][-1]
+    status, out, err = program("validate", *run, "--json")
+    assert status == 0, err
+    assert json.loads(out)["eval_loss"] == pytest.approx(last["eval_loss"])
+    status, out, err = program("predict", "--model", "out", "--data", "val.jsonl")
+    assert status == 0, err
+    assert set(json.loads(out.splitlines()[0])) == {"tokens", "scores"}
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_validate_finds_the_figures_of_the_run(task, base, program):
     if task == "token-detection":
@@ -94,9 +113,7 @@ def test_validate_finds_the_figures_of_the_run(task, base, program):
     figures = json.loads(out)
     assert status == 0
     compared = [n for n in last if n.startswith("eval_") and "runtime" not in n and "per_" not in n]
-    # Both halves of a pair are drawn from: what the generator puts in is another each time.
-    if task != "token-detection":
-        assert {n: figures[n] for n in compared} == pytest.approx({n: last[n] for n in compared})
+    assert {n: figures[n] for n in compared} == pytest.approx({n: last[n] for n in compared})
     status, out, _ = program("test", *run, "--data.test", "val.jsonl", "--json")
     assert json.loads(out).keys() >= {"test_loss"}
 
@@ -212,6 +229,40 @@ def test_the_command_that_goes_on_takes_a_learning_rate_found(base, program):
     assert Path("part/config.yaml").read_text() == Path("whole/config.yaml").read_text().replace(
         "output_dir: whole", "output_dir: part"
     )
+
+
+def test_the_command_that_goes_on_holds_no_token_and_one_checkpoint():
+    """It is printed where logs are kept; and two checkpoints contradict each other."""
+    words = ["--args.hub_token", "hf_secret", "--args.resume_from_checkpoint=one", "--args.seed=3"]
+    command = resuming("fit", [*words, "--model.checkpoint", "two"])
+    assert shlex.split(command)[-4:] == ["fit", "--args.seed=3", "--model.checkpoint", "true"]
+
+
+@pytest.mark.timeout(100)
+def test_processes_that_the_program_starts_end_in_figures(base, program):
+    """Once in an AttributeError, after all the work."""
+    words = [*base(), "--args.max_steps", "1", "--args.output_dir", "out", "--trainer.devices", "2"]
+    status, out, err = program("fit", *words, "--trainer.strategy", "ddp_fork")
+    assert status == 0, err
+    assert "After 1 updates" in out
+
+
+def test_a_full_disk_at_the_end_is_told_in_a_line(base, program, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+    words = [*base(), "--args.max_steps", "1", "--args.output_dir", "out"]
+    monkeypatch.setattr(BertForSequenceClassification, "save_pretrained", full)
+    status, _, err = program("fit", *words)
+    assert status == 2
+    assert "The model cannot be written to out: Error while serializing: No space left" in err
+
+
+def test_what_a_callback_of_transformers_asks_for_is_told_in_a_line(base, program):
+    callback = ("--trainer.callbacks", "transformers.EarlyStoppingCallback")
+    status, _, err = program("fit", *base(), "--args.max_steps", "1", *callback)
+    assert status == 2
+    assert err.splitlines()[-1].startswith("hflit fit: EarlyStoppingCallback requires")
 
 
 @pytest.mark.parametrize("name", ["--model.checkpoint", "--args.resume_from_checkpoint"])

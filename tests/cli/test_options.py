@@ -59,6 +59,27 @@ def test_a_file_or_a_group_may_hold_nothing(text, read, tmp_path):
     assert read("--config", "b.yaml", "--config", "c.yaml") == {"learning_rate": 1e-3}
 
 
+@pytest.mark.parametrize(
+    "text", ["args: {seed: 1}\nargs: {max_steps: 2}", "args: {seed: 1, seed: 2}"]
+)
+def test_a_name_that_stands_twice_in_a_file_is_told(text, read, tmp_path):
+    """YAML keeps the last, and what stood under the first was lost."""
+    (tmp_path / "run.yaml").write_text(f"model: {{base: one}}\n{text}\n")
+    with pytest.raises(ValueError, match="stands twice in the group that begins in line"):
+        read("--config", str(tmp_path / "run.yaml"))
+
+
+def test_a_part_of_a_name_is_no_name(read, tmp_path):
+    """Once it was taken for the option, and --conf for a file that wins over all."""
+    for words, advice in (
+        (("--args.learning_rat=1e-3",), "Did you mean --args.learning_rate?"),
+        (("--conf", "run.yaml"), "Unknown option --conf"),
+        (("--trainer.max_steps", "1"), "Did you mean --args.max_steps?"),
+    ):
+        with pytest.raises(ValueError, match=advice.replace("?", "[?]")):
+            read(*words)
+
+
 def test_the_environment_stands_below_files(read, tmp_path, monkeypatch):
     monkeypatch.setenv("HFLIT_ARGS__LEARNING_RATE", "0.5")
     monkeypatch.setenv("HFLIT_DATA__COLUMNS", "[a, b]")
@@ -137,6 +158,10 @@ def test_objects_are_made_of_their_classes(read):
     assert call["callbacks"][0].early_stopping_patience == 2
     assert callable(call["metrics"])
     assert call["lora"] == {"r": 4}
+
+
+def test_no_is_a_word_under_an_older_name_too(read):
+    assert read("--args.evaluation_strategy", "no") == {"evaluation_strategy": "no"}
 
 
 def test_an_older_name_is_taken_and_not_shown(read, parser):

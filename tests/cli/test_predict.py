@@ -172,6 +172,19 @@ def test_the_masks_of_two_texts_are_filled_each_in_its_own():
     assert found["filled"] == [long["text"], found["tokens"][0]]
 
 
+def test_what_is_kept_of_a_table_stands_there_as_it_stood(base, program):
+    """Numbers were read: 007 became 7, and 1.10 became 1.1."""
+    program("fit", *base(), "--args.max_steps", "1", "--args.output_dir", "out")
+    Path("new.csv").write_text("text,id,label,given_label\nw1,007,1.10,a\nw2,,3,b\n")
+    call = ("predict", "--model", "out", "--data", "new.csv", "--output", "out.csv", "--keep")
+    assert program(*call, "[id, label]")[0] == 0
+    with open("out.csv", newline="") as file:
+        found = [(row["id"], row["given_label"]) for row in csv.DictReader(file)]
+    assert found == [("007", "1.10"), ("", "3")]
+    told = program(*call, "[label, given_label]")[2]
+    assert "--keep: 'label' would be called given_label, as another column is" in told
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_columns_of_any_type_can_be_kept(streaming, base, program):
     """Once types were guessed from the first row, whatever it lacked, and JSON had no times."""

@@ -63,6 +63,31 @@ def test_a_folder_of_tables_gives_the_same_rows(name, tmp_path):
     assert list(read_files({"path": "tables", "streaming": True})["train"]) == ROWS
 
 
+def test_a_name_with_brackets_is_a_name(tmp_path):
+    """Once it was a pattern, which found another file."""
+    (tmp_path / "[1].csv").write_text("text\nw1\n")
+    (tmp_path / "1.csv").write_text("text\nw2\n")
+    assert read_files("[1].csv")["text"][:] == ["w1"]
+
+
+@pytest.mark.parametrize(
+    ("names", "told"), [(["a.csv", "b.jsonl"], "Here are csv and json"), ([], "Here are none")]
+)
+def test_a_folder_of_two_kinds_or_none_is_refused(names, told, tmp_path):
+    """Once one of the kinds was read, and the rows of the other were lost."""
+    (tmp_path / "rows").mkdir()
+    for name in names:
+        (tmp_path / "rows" / name).write_text("text\nw1\n" if "csv" in name else '{"text": "w2"}\n')
+    with pytest.raises(ValueError, match=f"rows: data come in files of one kind.*{told}"):
+        read_files("rows")
+
+
+@pytest.mark.parametrize("name", ["sep", "delimiter"])
+def test_fields_may_be_parted_by_another_sign(name, tmp_path):
+    (tmp_path / "a.csv").write_text("text;label\nw1;a\n")
+    assert read_files({"path": "a.csv", name: ";"}).to_list() == [{"text": "w1", "label": "a"}]
+
+
 def test_a_text_file_has_a_row_for_each_line_that_is_not_blank(tmp_path):
     (tmp_path / "a.txt").write_text("w1 w2\n\nw3\n  \n")
     assert read_files("a.txt")["text"][:] == ["w1 w2", "w3"]

@@ -692,6 +692,13 @@ def test_adapters_are_saved_and_go_on(tiny_bert, ragged_rows, tmp_path):
     assert "model.safetensors" not in files
 
 
+def test_an_adapter_is_not_resumed_without_one(tiny_bert, ragged_rows, tmp_path):
+    train(tiny_bert(), ragged_rows(8), lora=True, max_steps=1, output_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="checkpoint-1 holds an adapter: give the lora="):
+        train(tiny_bert(), ragged_rows(8), checkpoint=tmp_path / "checkpoint-1", max_steps=2,
+              output_dir=str(tmp_path))  # fmt: skip
+
+
 def test_a_run_that_ended_in_mid_epoch_can_be_made_longer(tiny_bert, ragged_rows, tmp_path):
     arguments = {"save_strategy": "epoch", "lr_scheduler_type": "constant"}
     whole, _ = bert_run(tiny_bert, ragged_rows, tmp_path / "whole", max_steps=10, **arguments)
