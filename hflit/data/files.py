@@ -97,7 +97,8 @@ def _read_files(files: list[Path], further: dict[str, Any], as_text: Sequence[st
         _check_heads(files)
     if kind == "csv":
         options |= {**CSV, **({} if "sep" in further else {"delimiter": _delimiter(files[0])})}
-        options |= {"dtype": dict.fromkeys(as_text, "str")} if as_text else {}
+        if as_text:
+            options["converters"] = dict.fromkeys(as_text, _as_it_stands)
     elif kind == "json":
         options["encoding"] = (
             "utf-8-sig"  # by this name the bytes are checked, and a BOM is left out
@@ -121,6 +122,10 @@ def _read_files(files: list[Path], further: dict[str, Any], as_text: Sequence[st
     elif kind == "text":
         rows = rows.select([i for i, text in enumerate(rows["text"]) if text.strip()])
     return rows
+
+
+def _as_it_stands(field: str) -> str | None:
+    return field or None
 
 
 def _kind_of(files: list[Path], place: Path) -> str:

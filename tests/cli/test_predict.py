@@ -177,7 +177,8 @@ def test_what_is_kept_of_a_table_stands_there_as_it_stood(base, program):
     program("fit", *base(), "--args.max_steps", "1", "--args.output_dir", "out")
     Path("new.csv").write_text("text,id,label,given_label\nw1,007,1.10,a\nw2,,3,b\n")
     call = ("predict", "--model", "out", "--data", "new.csv", "--output", "out.csv", "--keep")
-    assert program(*call, "[id, label]")[0] == 0
+    status, _, err = program(*call, "[id, label]")
+    assert status == 0, err
     with open("out.csv", newline="") as file:
         found = [(row["id"], row["given_label"]) for row in csv.DictReader(file)]
     assert found == [("007", "1.10"), ("", "3")]
