@@ -126,8 +126,8 @@ def _format_of(data: Any, name: str) -> type[DataModule]:
     splits = (datasets.DatasetDict, datasets.IterableDatasetDict)
     if isinstance(data, (datasets.Dataset, datasets.IterableDataset, *splits)):
         return DatasetModule
-    is_frame = all(hasattr(data, name) for name in ("columns", "__getitem__", "__len__"))
-    if is_frame and not isinstance(data, pa.Table):  # a LazyFrame has no length
+    is_frame = hasattr(data, "columns") and hasattr(data, "__getitem__")
+    if is_frame and not (isinstance(data, pa.Table) or hasattr(data, "collect")):  # a LazyFrame
         return FrameModule
     if not isinstance(data, (str, bytes, dict, pa.Table)) and (
         isinstance(data, Iterable) or (hasattr(data, "__getitem__") and hasattr(data, "__len__"))

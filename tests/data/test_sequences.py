@@ -68,7 +68,7 @@ def mbart_tokenizer(target="de_DE"):
     )
 
 
-def batches(train, validation=None, tokenizer=None, columns=None, **settings):
+def batches(train, validation=None, tokenizer=None, columns=None, parity=False, **settings):
     """The validation batches; those of the training rows, in their order, without validation."""
     args = TrainingArguments(
         output_dir="unused",
@@ -79,7 +79,9 @@ def batches(train, validation=None, tokenizer=None, columns=None, **settings):
         use_cpu=True,
     )
     tokenization = Sequences(tokenizer or sequence_tokenizer(), columns, **settings)
-    data = data_module(train, validation, tokenization=tokenization, args=args, cache=False)
+    data = data_module(
+        train, validation, tokenization=tokenization, args=args, cache=False, parity=parity
+    )
     data.setup()
     if validation is not None:
         return list(data.val_dataloader())
@@ -102,9 +104,12 @@ def test_batches_equal_those_of_transformers_collator(side):
     tokenizer = sequence_tokenizer(side)
     encoded = [tokenizer(row["source"], text_target=row["target"]) for row in ROWS]
     expected = DataCollatorForSeq2Seq(tokenizer)(encoded)
-    (batch,) = batches(ROWS, tokenizer=tokenizer)
+    (batch,) = batches(ROWS, tokenizer=tokenizer, parity=True)
     assert set(batch) == set(expected)
     for name, values in expected.items():
+        assert torch.equal(batch[name], values), name
+    (batch,) = batches(ROWS, tokenizer=tokenizer)  # to the right, whatever its side
+    for name, values in batches(ROWS)[0].items():
         assert torch.equal(batch[name], values), name
 
 
