@@ -171,18 +171,42 @@ def _spaces(parser: ArgumentParser, search: dict[str, Any]) -> dict[str, Any]:
 
 
 def _study(given: Any, metric: str, spaces: dict[str, Any], seed: int) -> Any:
-    """The study that keeps the trials: a new one, or the one of this name that is stored."""
+    """The study that keeps the trials: a new one, or the one of this name that is stored.
+
+    Raises:
+        ValueError: The one that is stored is for another figure, or chooses among other values.
+    """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    name, pruner = given.get("name", "hflit"), optuna.pruners.NopPruner()
+    name, storage, ways = (
+        given.get("name", "hflit"),
+        given.get("storage"),
+        optuna.study.StudyDirection,
+    )
+    direction = ways.MINIMIZE if metric.endswith(FALLING) else ways.MAXIMIZE
+    prunes = given.get("prune", False)
     study = optuna.create_study(
-        storage=given.get("storage"),
+        storage=storage,
         study_name=name,
         load_if_exists=True,
-        direction="minimize" if metric.endswith(FALLING) else "maximize",
-        pruner=optuna.pruners.MedianPruner() if given.get("prune", False) else pruner,
+        direction=direction,
+        pruner=optuna.pruners.MedianPruner() if prunes else optuna.pruners.NopPruner(),
     )
+    advice = f"Give another --sweep.name than {name!r}, which is in {storage} already."
+    unnamed = metric if study.direction == direction else "another figure"
+    before = study.user_attrs.get("metric", unnamed)
+    if before != metric:
+        raise ValueError(f"That sweep is for {before}, this one for {metric}. {advice}")
+    study.set_user_attr("metric", metric)
+    for trial in study.trials:
+        for option in trial.distributions.keys() & spaces.keys():
+            try:
+                optuna.distributions.check_distribution_compatibility(
+                    trial.distributions[option], spaces[option]
+                )
+            except ValueError:
+                raise ValueError(f"The search has changed for {option}. {advice}") from None
     # With the same seed a sweep that goes on would try the same values again.
     study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
     return study

@@ -111,6 +111,29 @@ def test_a_sweep_that_goes_on_tries_other_values(base, program):
     assert points[0][:2] == points[1][:2]  # the same seed
 
 
+def test_a_stored_sweep_goes_on_only_as_what_it_is(base, program):
+    """Once the stored direction won without a word: the trial with the lowest accuracy was best."""
+    words = sweep(*base(), "--sweep.storage", "sqlite:///sweep.db", trials=1)
+    assert program(*words)[0] == 0
+    advice = "Give another --sweep.name than 'hflit', which is in sqlite:///sweep.db already."
+    other = ["--sweep.metric", "accuracy", "--model.metrics", "auto"]
+    for changed, told in {
+        (*words, *other): "That sweep is for eval_loss, this one for eval_accuracy.",
+        (*words, "--sweep.search={model.lora: [null, {r: 4}]}"): "has changed for model.lora.",
+        (*words, "--sweep.search={args.learning_rate: [1e-3]}"): "changed for args.learning_rate.",
+    }.items():
+        status, out, err = program(*changed)
+        assert (status, out) == (2, "")
+        assert f"{told} {advice}" in err
+        assert err.count("\n") == 1
+        assert program(*changed, "--sweep.name", told)[0] == 0
+    optuna.create_study(storage="sqlite:///sweep.db", study_name="old", direction="maximize")
+    told = program(*words, "--sweep.name", "old")[2]
+    assert "That sweep is for another figure, this one for eval_loss." in told
+    wider = "--sweep.search={args.learning_rate: {low: 1e-8, high: 1, log: true}}"
+    assert program(*words, wider)[0] == 0
+
+
 def test_a_metric_may_be_better_the_higher(base, program):
     named = ["--sweep.metric", "accuracy", "--model.metrics", "auto"]
     status, out, _ = program(*sweep(*base(), *named, "--args.output_dir", "out"))
@@ -174,6 +197,7 @@ WRONG = {
     "{args.learningrate: [1]}": "holds 'args.learningrate', which is no option of a run",
     "{args.seed: 3}": "has 3 for args.seed. Give a list of values, or",
     "{args.seed: {low: 1}}": "has {'low': 1} for args.seed",
+    "{args.output_dir: [a, b]}": "'args.output_dir': each trial has a folder of its own",
     "{args.seed: {low: 2, high: 1}}": "for args.seed: `low <= high` must hold",
     "{args.seed: {low: 0.5, high: 1}}": "--args.seed=0.5 is not",
     "{args.learning_rate: [abc]}": "--args.learning_rate=abc is not a number.",
@@ -192,6 +216,8 @@ def test_what_it_cannot_do_without_is_told(base, program, monkeypatch):
     words = base()
     assert "--sweep.search must be given" in program("sweep", *words)[2]
     assert "each trial of a sweep runs in one" in program(*sweep(*words, "--trainer.devices=2"))[2]
+    told = program(*sweep(*words, trials=0))[2]
+    assert told == "hflit sweep: --sweep.trials=0 must be at least 1.\n"
     status, out, told = program(*sweep(*words, "--sweep.metric", "f1"))
     assert status == 2
     assert "--sweep.metric=eval_f1 is not among the figures: eval_loss" in told
