@@ -1,5 +1,6 @@
 """Model card and page: the figures of the run, metadata of the Hub, nothing from the network."""
 
+import html
 import importlib
 import json
 from pathlib import Path
@@ -130,6 +131,37 @@ def test_the_page_is_whole_in_itself(tiny_bert, ragged_rows, capsys):
     assert "<script" not in page
     assert "default-src 'none'" in page  # the browser would not fetch or run anything either
     assert "learning_rate" in page
+
+
+def test_what_the_page_lacks_is_told(tiny_bert, ragged_rows, capsys):
+    """Once confusion matrix and worst rows were left out without a word."""
+    rows = ragged_rows(8)
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fitted(tiny_bert(), "rows.jsonl")
+    Path("rows.jsonl").rename("<moved>.jsonl")
+    lacks = {
+        "out": "No file is called 'rows.jsonl'",
+        "objects": "the run was given 8 rows in a list, not a file",
+        "none": "the run had no validation data",
+    }
+    HFTrainer()(tiny_bert(), rows, rows, output_dir="objects", max_steps=1)
+    HFTrainer()(tiny_bert(), rows, output_dir="none", max_steps=1)
+    for folder, told in lacks.items():
+        capsys.readouterr()
+        assert main(["report", "--model", folder]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 2
+        assert lines[0].startswith("The page lacks what is taken for what and the rows with the hi")
+        assert told in lines[0]
+        assert "--data names" in lines[0]
+        page = html.unescape(Path(folder, "report.html").read_text())
+        assert f"<p>{lines[0]}</p>" in page
+        assert "Confusion matrix" not in page
+    assert main(["report", "--model", "out", "--data", "<moved>.jsonl"]) == 0
+    assert "Confusion matrix" in Path("out/report.html").read_text()
+    capsys.readouterr()
+    assert main(["report", "--model", "none", "--rows", "0"]) == 0
+    assert capsys.readouterr().out == "The report is in none/report.html.\n"
 
 
 def test_a_folder_without_a_run_has_no_report(capsys):
