@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -33,6 +34,7 @@ from hflit.loading import Base, check_teacher, load_base
 from hflit.loop.bridge import Bridge
 from hflit.loop.checkpoints import Checkpoints
 from hflit.loop.finders import find_rate
+from hflit.loop.folders import clean
 from hflit.loop.hub import HubUpload
 from hflit.loop.memory import fit_in_memory
 from hflit.loop.resume import find, load_weights
@@ -188,6 +190,8 @@ class HFTrainer:
         if processes.start is not None:
             return self._call_in_processes(processes, given, args)
         arguments.set_ranks(*processes[:3])
+        if arguments.should_save:
+            clean(Path(arguments.output_dir or ""))
         resumed = find(checkpoint, arguments)
         if resumed is not None:
             resumed.keep_batch_size(arguments)
@@ -213,12 +217,7 @@ class HFTrainer:
             options, data = read_data(start, task_class, given, arguments)
             data.setup()
             length = run_length(arguments, flags, data)
-            run = {
-                "task": task,
-                "model": start.config.model_type,
-                "find_learning_rate": find_learning_rate,
-                **run_record(arguments, data),
-            }
+            run = run_record(given, start.config, arguments, data)
             if resumed is not None:
                 resumed.check(run)
                 data.start = resumed.place(length.windows, arguments.ignore_data_skip)

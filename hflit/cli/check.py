@@ -27,12 +27,14 @@ from hflit.data.answers import find_answer
 from hflit.data.batching import IGNORE_INDEX
 from hflit.data.questions import Questions
 from hflit.loading import check_teacher, load_base
-from hflit.loop.run import run_length
+from hflit.loop.resume import find
+from hflit.loop.run import run_length, run_record
 from hflit.loop.strategies import check_processes, spread
 from hflit.loop.switches import process_switched
+from hflit.loop.trackers import make_trackers
 from hflit.pipeline import HFTrainer
 from hflit.report.facts import data_facts
-from hflit.request import check_evaluation, check_request, read_data
+from hflit.request import check_budget, check_evaluation, check_request, read_data
 
 LEARNED = "bold green"
 SHOWN_LETTERS = 600
@@ -75,11 +77,16 @@ def check(call: dict[str, Any]) -> dict[str, Any]:
     task_class = check_request(named, HFTrainer.__call__)
     arguments, flags = parse(keywords, also=named)
     check_evaluation(arguments, named["validation"], named["metrics"])
+    check_budget(arguments, named["max_tokens_per_batch"], named["parity"])
     adapter = lora_config(named["lora"], task_class.lora_type)
     with process_switched(arguments):
         processes = spread(flags, arguments.strategy_options())
     check_processes(arguments, processes.world, named["quantize"], named["find_learning_rate"])
     arguments.set_ranks(processes.world, 0, 0)
+    resumed = find(named["checkpoint"], arguments)
+    if resumed is not None:
+        resumed.keep_batch_size(arguments)
+    make_trackers(arguments)  # they write only once a run begins
     quantization = quantization_config(named["quantize"], arguments.device)
     trusted = named["trust_remote_code"]
     start = replace(load_base(named["base"], trusted), is_adapted=adapter is not None)
@@ -95,6 +102,8 @@ def check(call: dict[str, Any]) -> dict[str, Any]:
             longest = data.tokenization.maxlength
             check_teacher(school, start, task_class.auto_model, changes, longest)
         length = run_length(arguments, flags, data)
+        if resumed is not None:
+            resumed.check(run_record(named, start.config, arguments, data))
     except ValueError as error:
         wrong.append(str(error))
         wrong += _misaligned(data)

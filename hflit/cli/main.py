@@ -60,9 +60,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 1 where `check` finds something wrong, or `verify-resume` a
-        difference; 2 at an error of the user's; 130 after Ctrl-C.
+        difference; 2 at an error of the user's; 130 after Ctrl-C. A reader who has left, as
+        `| head` does, is no error.
     """
-    command, *options = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    try:
+        try:
+            return _status(list(sys.argv[1:] if argv is None else argv) or ["--help"])
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader has left, as `| head` does; the rest goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _status(argv: list[str]) -> int:
+    command, *options = argv
     if command in ("-h", "--help", "help"):
         width = max(map(len, COMMANDS))
         lines = [f"  {name:<{width}}  {about}" for name, (_, about) in COMMANDS.items()]
@@ -87,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError):
+            print(flush=True)  # ends here once more, unless it was another pipe
         is_told = isinstance(error, AssertionError) and f"{error}"  # by a callback of transformers
         is_users = isinstance(error, USER_ERRORS) or type(error).__name__ == LIGHTNINGS
         if debug or not (is_told or is_users):

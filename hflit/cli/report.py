@@ -43,17 +43,24 @@ def run(command: str, argv: Sequence[str]) -> int:
         raise FileNotFoundError(f"--model={folder} is no folder that a run left.")
     be_quiet()
     facts = read_run(folder)
-    judgement = _judgement(folder, facts, config.data, config.rows) if config.rows > 0 else None
+    judgement = None
+    if config.rows > 0:
+        judgement = _judgement(folder, facts, config.data, config.rows)
+    if isinstance(judgement, str):
+        print(judgement)
     print(f"The report is in {write_page(folder, facts, judgement)}.")
     return 0
 
 
-def _judgement(folder: Path, facts: dict[str, Any], data: Any, most: int) -> Judgement | None:
-    """What the model makes of its validation data; None if they cannot be read any more."""
+def _judgement(folder: Path, facts: dict[str, Any], data: Any, most: int) -> Judgement | str:
+    """What the model makes of its validation data, or why it cannot be known."""
+    lacking = "The page lacks what is taken for what and the rows with the highest loss:"
     given = facts.get("call", {})
     rows = data or given.get("validation")
     if rows is None:
-        return None
+        return f"{lacking} the run had no validation data. --data names rows to judge."
+    if not data and "validation" in facts.get("objects", {}):
+        return f"{lacking} the run was given {rows}, not a file. --data names rows to judge."
     call = {name: value for name, value in given.items() if name not in OBJECTS}
     if _is_readable(given.get("train")):
         call["train"] = given["train"]  # says which label is which class, and may hold both splits
@@ -63,7 +70,8 @@ def _judgement(folder: Path, facts: dict[str, Any], data: Any, most: int) -> Jud
     except (FileNotFoundError, ValueError) as error:
         if data or not isinstance(error.__cause__ or error, FileNotFoundError):
             raise
-        return None
+        told = " ".join(str(error).split())
+        return f"{lacking} {told} --data names the rows if they are elsewhere."
     return judge(module, found, facts)
 
 

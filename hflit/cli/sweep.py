@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import TrainerCallback
 
 from hflit.checks import listed
 from hflit.cli.fit import check_given, config_text, fitted, read_call
+from hflit.cli.options import read_options
 
 RANGE = {"low", "high", "log", "step"}
 FALLING = ("loss", "perplexity")  # figures that are better the lower they are
@@ -34,15 +36,18 @@ def run(command: str, argv: Sequence[str]) -> int:
     parser, config, call = read_call(command, ABOUT, argv, (), _add_options)
     search = config.get("sweep.search") or {}
     check_given(config, [name for name in needed if name not in search])
-    _check_search(parser, search)
+    spaces = _spaces(parser, search)
     if str(call.get("devices", 1)) != "1":
         raise ValueError(f"devices={call['devices']}: each trial of a sweep runs in one process.")
+    count = config.sweep.get("trials", 10)
+    if count < 1:
+        raise ValueError(f"--sweep.trials={count} must be at least 1.")
     metric = config.sweep.get("metric", "eval_loss")
     metric = metric if metric.startswith("eval_") else f"eval_{metric}"
     folder = Path(call["output_dir"]) if call.get("output_dir") else None
 
-    def objective(trial: Any) -> float:
-        words = [f"--{name}={_suggested(trial, name, space)}" for name, space in search.items()]
+    def result(trial: Any) -> float:
+        words = [f"--{name}={_typed(spaces[name], trial.params[name])}" for name in search]
         if folder is not None:
             words.append(f"--args.output_dir={folder / f'trial-{trial.number}'}")
         read, chosen, given = read_call(command, ABOUT, [*argv, *words], needed, _add_options)
@@ -51,26 +56,38 @@ def run(command: str, argv: Sequence[str]) -> int:
         given["callbacks"] = [*listed(given.get("callbacks")), _Told(trial, metric)]
         return _figure(fitted(given, text).metrics, metric)
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    prunes = config.sweep.get("prune", False)
-    study = optuna.create_study(
-        storage=config.sweep.get("storage"),
-        study_name=config.sweep.get("name", "hflit"),
-        load_if_exists=True,
-        direction="minimize" if metric.endswith(FALLING) else "maximize",
-        sampler=optuna.samplers.TPESampler(seed=call.get("seed", 42)),
-        pruner=optuna.pruners.MedianPruner() if prunes else optuna.pruners.NopPruner(),
-    )
-    study.optimize(objective, n_trials=config.sweep.get("trials", 10), callbacks=[_show(metric)])
+    study = _study(config.sweep, metric, spaces, call.get("seed", 42))
+    for _ in range(count):
+        trial = study.ask(spaces)
+        value, state = None, optuna.trial.TrialState.FAIL
+        try:
+            value, state = result(trial), optuna.trial.TrialState.COMPLETE
+        except optuna.TrialPruned:
+            state = optuna.trial.TrialState.PRUNED
+        except UnknownFigure:  # no other trial would have it
+            raise
+        except Exception as error:  # of this trial; others may do better
+            trial.set_user_attr("error", " ".join(f"{type(error).__name__}: {error}".split()))
+        finally:
+            _show(study.tell(trial, value, state), metric)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_trials(folder / "trials.csv", study.trials, metric)
+    complete = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
+    if not complete:
+        errors = [each.user_attrs["error"] for each in study.trials if "error" in each.user_attrs]
+        last = f" The last failure: {errors[-1]}" if errors else ""
+        raise ValueError(f"None of {len(study.trials)} trials was completed.{last}")
     best = study.best_trial
-    told = " ".join(f"--{name}={value}" for name, value in best.params.items())
-    print(f"Best of {len(study.trials)} trials is number {best.number}: {told}")
+    print(f"Best of {len(study.trials)} trials is number {best.number}: {_options(best)}")
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "best.yaml").write_text(best.user_attrs["config"], encoding="utf-8")
-        _write_trials(folder / "trials.csv", study.trials, metric)
         print(f"{folder / 'best.yaml'} is its configuration, trials.csv beside it tells of all.")
     return 0
+
+
+class UnknownFigure(ValueError):
+    """The figure that decides is not among those of an evaluation."""
 
 
 class _Told(TrainerCallback):
@@ -116,49 +133,120 @@ def _add_options(parser: ArgumentParser) -> None:
     add("--sweep.name", type=str, default="hflit", help="Name of the sweep in it.")
 
 
-def _check_search(parser: ArgumentParser, search: dict[str, Any]) -> None:
+def _spaces(parser: ArgumentParser, search: dict[str, Any]) -> dict[str, Any]:
+    """Option -> Optuna's distribution of its values.
+
+    Raises:
+        ValueError: The search names no option of a run, or holds values it cannot have.
+    """
+    from optuna import distributions
+
     known = {action.dest for action in parser._actions}
+    spaces: dict[str, Any] = {}
     for name, space in search.items():
         if name not in known or name.startswith("sweep."):
             raise ValueError(f"--sweep.search holds {name!r}, which is no option of a run.")
+        if name == "args.output_dir":
+            raise ValueError(f"--sweep.search holds {name!r}: each trial has a folder of its own.")
         is_range = isinstance(space, dict) and {"low", "high"} <= space.keys() <= RANGE
         if not is_range and not (isinstance(space, list) and space):
             raise ValueError(
                 f"--sweep.search has {space!r} for {name}. Give a list of values, or "
                 "{low: ..., high: ...} with log: true or a step."
             )
+        values = [space["low"], space["high"]] if is_range else space
+        typed = [each if isinstance(each, str) else json.dumps(each) for each in values]
+        try:
+            if not is_range:
+                spaces[name] = distributions.CategoricalDistribution(typed)
+            elif all(isinstance(each, int) for each in values):
+                spaces[name] = distributions.IntDistribution(**space)
+            else:
+                spaces[name] = distributions.FloatDistribution(**space)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"--sweep.search has {space!r} for {name}: {error}") from None
+        for word in typed:
+            read_options(parser, [f"--{name}={word}"], defaults=False)
+    return spaces
 
 
-def _suggested(trial: Any, name: str, space: Any) -> str:
-    """The value of an option in this trial, as it is typed."""
-    if isinstance(space, list):
-        typed = [each if isinstance(each, str) else json.dumps(each) for each in space]
-        return trial.suggest_categorical(name, typed)
-    whole = isinstance(space["low"], int) and isinstance(space["high"], int)
-    return json.dumps((trial.suggest_int if whole else trial.suggest_float)(name, **space))
+def _study(given: Any, metric: str, spaces: dict[str, Any], seed: int) -> Any:
+    """The study that keeps the trials: a new one, or the one of this name that is stored.
+
+    Raises:
+        ValueError: The one that is stored is for another figure, or chooses among other values.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    name, storage, ways = (
+        given.get("name", "hflit"),
+        given.get("storage"),
+        optuna.study.StudyDirection,
+    )
+    direction = ways.MINIMIZE if metric.endswith(FALLING) else ways.MAXIMIZE
+    prunes = given.get("prune", False)
+    study = optuna.create_study(
+        storage=storage,
+        study_name=name,
+        load_if_exists=True,
+        direction=direction,
+        pruner=optuna.pruners.MedianPruner() if prunes else optuna.pruners.NopPruner(),
+    )
+    advice = f"Give another --sweep.name than {name!r}, which is in {storage} already."
+    unnamed = metric if study.direction == direction else "another figure"
+    before = study.user_attrs.get("metric", unnamed)
+    if before != metric:
+        raise ValueError(f"That sweep is for {before}, this one for {metric}. {advice}")
+    study.set_user_attr("metric", metric)
+    for trial in study.trials:
+        for option in trial.distributions.keys() & spaces.keys():
+            try:
+                optuna.distributions.check_distribution_compatibility(
+                    trial.distributions[option], spaces[option]
+                )
+            except ValueError:
+                raise ValueError(f"The search has changed for {option}. {advice}") from None
+    # With the same seed a sweep that goes on would try the same values again.
+    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
+    return study
+
+
+def _typed(space: Any, value: Any) -> str:
+    """The value of an option in a trial, as it is typed."""
+    return value if hasattr(space, "choices") else json.dumps(value)
 
 
 def _figure(figures: dict[str, Any], metric: str) -> float:
     if metric not in figures:
         known = ", ".join(name for name in figures if name.startswith("eval_"))
-        raise ValueError(f"--sweep.metric={metric} is not among the figures: {known}.")
+        raise UnknownFigure(f"--sweep.metric={metric} is not among the figures: {known}.")
+    if math.isnan(figures[metric]):
+        raise FloatingPointError(f"{metric} is not a number.")
     return float(figures[metric])
 
 
-def _show(metric: str) -> Any:
-    def show(study: Any, trial: Any) -> None:
-        result = "ended early" if trial.state.name == "PRUNED" else f"{metric} {trial.value}"
-        told = " ".join(f"--{name}={value}" for name, value in trial.params.items())
-        print(f"Trial {trial.number}: {result} with {told}", flush=True)
+def _show(trial: Any, metric: str) -> None:
+    results = {
+        "COMPLETE": f"{metric} {trial.value}",
+        "PRUNED": "ended early",
+        "FAIL": "failed",
+    }
+    error = trial.user_attrs.get("error")
+    told = f"Trial {trial.number}: {results[trial.state.name]} with {_options(trial)}"
+    print(f"{told}: {error}" if error else told, flush=True)
 
-    return show
+
+def _options(trial: Any) -> str:
+    return " ".join(f"--{name}={value}" for name, value in trial.params.items())
 
 
 def _write_trials(path: Path, trials: Sequence[Any], metric: str) -> None:
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["trial", "state", metric, *names])
+        writer.writerow(["trial", "state", metric, *names, "error"])
         for trial in trials:
             values = [trial.params.get(name) for name in names]
-            writer.writerow([trial.number, trial.state.name.lower(), trial.value, *values])
+            told = [trial.number, trial.state.name.lower(), trial.value]
+            writer.writerow([*told, *values, trial.user_attrs.get("error")])

@@ -7,7 +7,7 @@ import logging
 import os
 import random
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning.pytorch as L
 import numpy as np
@@ -25,7 +25,6 @@ from hflit.loop.folders import (
     SHARES,
     TENSORS,
     by_age,
-    clean,
     flaw,
     numbered,
     random_file,
@@ -191,7 +190,7 @@ class Checkpoint:
 
 
 def find(checkpoint: Any, args: TrainingArguments) -> Checkpoint | None:
-    """The checkpoint a call asks to go on from, whole and read.
+    """The checkpoint a call asks to go on from, whole and read; nothing is changed on the disk.
 
     Args:
         checkpoint: As in the call: a folder, True for the newest whole one in `output_dir`, or
@@ -208,8 +207,6 @@ def find(checkpoint: Any, args: TrainingArguments) -> Checkpoint | None:
             "Give one of them."
         )
     wanted = also if checkpoint is None else checkpoint
-    if args.should_save:
-        clean(Path(cast(str, args.output_dir)))
     if wanted is None or wanted is False:
         return None
     if not isinstance(wanted, (bool, str, os.PathLike)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import datasets
@@ -60,11 +60,23 @@ def run_length(args: Arguments, flags: dict[str, Any], data: DataModule) -> Leng
     return Length(windows, math.ceil(args.num_train_epochs), steps)
 
 
-def run_record(args: Arguments, data: DataModule) -> dict[str, Any]:
-    """What the rest of a run cannot change, in the words of the call."""
+def run_record(
+    named: Mapping[str, Any], config: Any, args: Arguments, data: DataModule
+) -> dict[str, Any]:
+    """What the rest of a run cannot change, in the words of the call.
+
+    Args:
+        named: The call's named arguments.
+        config: Of the base.
+        args: Its other arguments.
+        data: Set up.
+    """
     rows, values = data.tokens["train"], args.to_dict()
     is_stream = not isinstance(rows, datasets.Dataset)  # each worker reads its own part of it
     return {
+        "task": named["task"],
+        "model": config.model_type,
+        "find_learning_rate": named["find_learning_rate"],
         "maxlength": data.tokenization.maxlength,
         "rows": None if is_stream else len(rows),
         "data": data.digest(),

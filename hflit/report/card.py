@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import pprint
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from hflit.report.curves import SKIPPED, learning_curves, save_png
 
 CURVES = "learning_curves.png"
+LOADED = ("base", "train", "validation", "teacher")  # a run is none without them
 HUB_NAMES = {  # of tasks that the Hub knows by another
     "sequence-sequence": "text-generation",
     "language-generation": "text-generation",
@@ -55,9 +57,22 @@ def shown(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def python_call(facts: dict[str, Any]) -> str:
-    """The call that made the run, in Python."""
-    words = [f"    {name}={_literal(value)}," for name, value in facts["call"].items()]
-    return "\n".join(["HFTrainer()(", *words, ")"])
+    """The program that makes the run again; what no text stands for is imported or told."""
+    imports, told, words = ["from hflit import HFTrainer"], [], []
+    objects = facts.get("objects", {})  # older runs tell none
+    for name, value in facts["call"].items():
+        text = _literal(value)
+        if objects.get(name) is not None:
+            module, text = objects[name].split(":")
+            imports.append(f"from {module} import {text.split('.')[0]}")
+        elif name in objects and name in LOADED:
+            text = name
+            told.append(f"# {name} was {value}.")
+        elif name in objects:
+            told.append(f"# Left out, as no text stands for it: {name}, {_listed(value)}.")
+            continue
+        words.append(f"    {name}={text},")
+    return "\n".join([*imports, "", *told, "HFTrainer()(", *words, ")"])
 
 
 def _head(folder: Path, facts: dict[str, Any], metrics: dict[str, float]) -> str:
@@ -88,7 +103,7 @@ def _head(folder: Path, facts: dict[str, Any], metrics: dict[str, float]) -> str
 
 
 def _figures(metrics: dict[str, float], has_curves: bool) -> str:
-    rows = [f"| {n.removeprefix('eval_')} | {v:.4f} |" for n, v in shown(metrics).items()]
+    rows = [f"| {_safe(n.removeprefix('eval_'))} | {v:.4f} |" for n, v in shown(metrics).items()]
     table = ["| figure | value |", "| --- | ---: |", *rows] if rows else ["It was not evaluated."]
     if "train_loss" in metrics:
         table.append(f"\nMean training loss: {metrics['train_loss']:.4f}.")
@@ -103,12 +118,12 @@ def _data(facts: dict[str, Any]) -> str:
     for split, found in facts.get("splits", {}).items():
         if found:
             sizes = f"{found['rows']:,} | {found['tokens']:,} | {found['lengths'][1]}"
-            lines.append(f"| {split} | {facts[split]} | {sizes} |")
+            lines.append(f"| {split} | {_safe(facts[split])} | {sizes} |")
     labels = facts.get("splits", {}).get("train", {}).get("labels")
     if labels:
-        told = ", ".join(f"{name} ({count:,})" for name, count in labels.items())
+        told = ", ".join(f"{_safe(name)} ({count:,})" for name, count in labels.items())
         lines += ["", f"Classes of the training rows: {told}."]
-    lines += ["", f"Columns: {', '.join(str(c) for c in facts['columns'] if c)}."]
+    lines += ["", f"Columns: {', '.join(_safe(c) for c in facts['columns'] if c)}."]
     if facts["fingerprint"]:
         lines[-1] += f" Fingerprint of the tokenized training rows: `{facts['fingerprint']}`."
     return "\n".join(lines)
@@ -119,10 +134,19 @@ def _training(folder: Path, facts: dict[str, Any]) -> str:
     if (folder / "config.yaml").exists():
         lines += ["```", "hflit fit --config config.yaml", "```", "", "which is, in Python:", ""]
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    lines += ["```python", "from hflit import HFTrainer", "", python_call(facts), "```", ""]
+    lines += ["```python", python_call(facts), "```", ""]
     lines += [f"Seed {facts['seed']}. All arguments are in `training_args.json`.", ""]
     return "\n".join([*lines, f"Versions: {versions}."])
 
 
 def _literal(value: Any) -> str:
     return pprint.pformat(value, width=90, sort_dicts=False).replace("\n", "\n    ")
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _safe(value: Any) -> str:
+    """A text as it is, in a table of Markdown too."""
+    return " ".join(html.escape(str(value), quote=False).replace("|", "\\|").split())

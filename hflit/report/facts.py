@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
+from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -37,6 +39,10 @@ def run_facts(
         keywords: Its further keywords.
         data: The rows it read.
         seed: Of its random numbers.
+
+    Returns:
+        Among others `call`, what was given, and `objects`: those of it that no text stands for,
+        name -> `module:name` where it can be imported from, or None.
     """
     defaults = {k: each.default for k, each in inspect.signature(call).parameters.items()}
     # Data and models are no defaults, and some cannot be compared with one.
@@ -47,10 +53,11 @@ def run_facts(
         if k in defaults and not (isinstance(v, plain) and v == defaults[k])
     }
     asked |= {name: value for name, value in keywords.items() if not name.endswith("_token")}
-    callbacks = [type(each).__name__ for each in listed(asked.pop("callbacks", None))]
+    callbacks = [Words(type(each).__name__) for each in listed(asked.pop("callbacks", None))]
     if callbacks := [name for name in callbacks if name != "SaveConfig"]:  # the program's own
         asked["callbacks"] = callbacks
     tokenization = data.tokenization
+    typed = {name: named(value) for name, value in asked.items()}
     return {
         "task": given["task"],
         "base": named(given["base"]),
@@ -61,28 +68,49 @@ def run_facts(
         **{name: getattr(tokenization, name, given[name]) for name in KEPT},
         "seed": seed,
         "fingerprint": data.digest(),
-        "call": {name: named(value) for name, value in asked.items()},
+        "call": typed,
+        "objects": {name: _place(asked[name]) for name in typed if _has_words(typed[name])},
         "versions": {"hflit": hflit.__version__, **_versions()},
     }
 
 
+class Words(str):
+    """What kind of object a value was; no text stands for it."""
+
+
 def named(value: Any) -> Any:
-    """A value as it was typed, or what kind of object it was."""
+    """A value as it was typed, or `Words` on what kind of object it was."""
+    if isinstance(value, (Enum, Words)):
+        return value.value if isinstance(value, Enum) else value
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, dict):
         return {str(name): named(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)) and len(value) == 2 and hasattr(value[0], "parameters"):
         path = getattr(value[0].config, "name_or_path", "")
-        return path or f"a {type(value[0]).__name__} in memory"
+        return path or Words(f"a {type(value[0]).__name__} in memory")
     plain = (bool, int, float, str, type(None))
     if isinstance(value, (list, tuple)) and all(isinstance(each, plain) for each in value):
         return list(value)
     if hasattr(value, "__fspath__"):
         return str(value)
     if hasattr(value, "__len__"):
-        return f"{len(value)} rows in a {type(value).__name__}"
-    return getattr(value, "__qualname__", f"a {type(value).__name__}")
+        return Words(f"{len(value)} rows in a {type(value).__name__}")
+    return Words(getattr(value, "__qualname__", f"a {type(value).__name__}"))
+
+
+def _has_words(value: Any) -> bool:
+    within = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, Words) or any(map(_has_words, within))
+
+
+def _place(value: Any) -> str | None:
+    """Where a function or class can be imported from; None for what has no such place."""
+    module, name = getattr(value, "__module__", ""), getattr(value, "__qualname__", "")
+    found = None if module == "__main__" else sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return f"{module}:{name}" if found is value and found is not None else None
 
 
 def data_facts(data: DataModule, split: str) -> dict[str, Any]:

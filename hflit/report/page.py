@@ -38,14 +38,15 @@ SPEEDS = {  # in the log -> on the page
 def write_page(
     folder: Path,
     facts: dict[str, Any],
-    judgement: Judgement | None = None,
+    judgement: Judgement | str | None = None,
 ) -> Path:
     """Write the page beside the model.
 
     Args:
         folder: What the run left.
         facts: What the run was given, see `run_facts`; of its data under `splits`.
-        judgement: What the model makes of its validation data, if they could be read.
+        judgement: What the model makes of its validation data, or why that is not known; None if
+            it is not asked for.
 
     Returns:
         The page.
@@ -60,7 +61,9 @@ def write_page(
     if curves is not None:
         parts += ["<h2>Learning curves</h2>", as_svg(curves)]
     parts += ["<h2>Evaluations</h2>", _evaluations(history)]
-    if judgement is not None:
+    if isinstance(judgement, str):
+        parts.append(f"<p>{_safe(judgement)}</p>")
+    elif judgement is not None:
         parts += _mistakes(judgement, facts["task"])
     parts += ["<h2>Speed</h2>", _speed(history)]
     splits = {name: found for name, found in facts.get("splits", {}).items() if found}

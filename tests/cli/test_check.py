@@ -47,6 +47,41 @@ def base_words():
     ]
 
 
+REFUSED = {
+    ("--args.report_to", "wandb", "--args.output_dir", "out"): "report_to='wandb' cannot be used",
+    ("--args.report_to", "tensorboard"): "report_to='tensorboard' writes into output_dir",
+    ("--model.checkpoint", "true", "--args.output_dir", "out"): "checkpoint=True found nothing",
+    ("--data.max_tokens_per_batch", "99", "--args.auto_find_batch_size", "true"): "Choose one.",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED, ids=REFUSED.values())
+def test_what_fit_refuses_is_refused(words, base, program):
+    """Once `check` said that nothing is wrong."""
+    given = base()
+    assert (told := program("check", *given, *words)[2].removeprefix("hflit check: "))
+    assert program("fit", *given, *words)[2].removeprefix("hflit fit: ") == told
+    assert REFUSED[words] in told
+    assert told.count("\n") == 1
+    assert not Path("out").exists()
+
+
+def test_a_checkpoint_to_go_on_from_is_read_and_nothing_is_changed(base, found, program):
+    words = [*base(), "--args.output_dir", "out", "--args.save_strategy", "epoch"]
+    words += ["--args.num_train_epochs", "1", "--args.report_to", "[mlflow, tensorboard]"]
+    assert program("fit", *words, "--args.report_to", "none")[0] == 0
+    half = Path("out/.checkpoint-9.999999999.part")  # a later fit removes it
+    half.mkdir()
+    before = sorted(Path().rglob("*"))
+    words += ["--model.checkpoint", "true"]
+    repeated = found(*words)[1]["wrong"]
+    assert len(repeated) == 1
+    assert "also stand in the training data" in repeated[0]
+    wrong = found(*words, "--args.seed", "7")[1]["wrong"]
+    assert "belongs to another run: seed=42 there, seed=7 here." in wrong[0]
+    assert sorted(Path().rglob("*")) == before
+
+
 def test_repeated_and_shared_rows_are_found(base, found):
     words = base()
     rows = [{"text": f"w{i} w1", "label": i % 3} for i in range(6)]

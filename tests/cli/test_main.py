@@ -1,12 +1,14 @@
 """The way in: help at once, one line for an error, and the exit status."""
 
+import os
 import subprocess
 import sys
 import time
 
 import pytest
 
-from hflit.cli.main import COMMANDS
+from hflit.cli import predict
+from hflit.cli.main import COMMANDS, main
 
 
 def test_help_lists_the_commands_at_once():
@@ -34,6 +36,40 @@ def test_debug_shows_where_an_error_comes_from(program):
     assert err.count("\n") == 1
     with pytest.raises(OSError, match="'x' is no folder with a model"):
         program("fit", "--model.base", "x", "--data.train", "no.csv", "--debug")
+
+
+@pytest.fixture
+def unread(capsys, monkeypatch):
+    """Run the program for a reader who has left, as `head` does; return its status and errors."""
+
+    def run(*argv):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "w") as screen, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", screen)
+            return main(argv), capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize("lines", [1, 10_000])
+def test_a_reader_who_has_left_is_no_error(lines, unread, monkeypatch):
+    """Once it was `[Errno 32] Broken pipe`, with the exit status 2."""
+    monkeypatch.setattr(predict, "run", lambda *_: [print(n) for n in range(lines)] and 1)
+    assert unread("predict") == (0, "")
+
+
+def test_help_may_be_left_too(unread):
+    assert unread("predict", "--help") == unread("--help") == (0, "")
+
+
+def test_another_broken_pipe_is_told(program, monkeypatch):
+    def run(*_):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(predict, "run", run)
+    status, _, err = program("predict")
+    assert (status, err) == (2, "hflit predict: [Errno 32] Broken pipe\n")
 
 
 def test_version(program):
