@@ -251,6 +251,8 @@ class HFTrainer:
                 own["distillation"] = Distillation(taught_by, *distillation)
             module = task_class(model, arguments, parity, **own)
             if resumed is not None:
+                if flags["precision"] == "64-true":
+                    model.double()  # as Lightning will, too late for half of the digits
                 load_weights(model, resumed.folder)
             if find_learning_rate and resumed is None:
                 # Rates that end in losses without a value are tried too, so nonfinite comes after.

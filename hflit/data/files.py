@@ -133,7 +133,8 @@ def _kind_of(files: list[Path], place: Path) -> str:
     kinds = {KINDS.get(_ending(file)) for file in files}
     if None in kinds or len(kinds) != 1:
         odd = next((file for file in files if _ending(file) not in KINDS), place)
-        found = f" Here are {' and '.join(sorted(map(str, kinds)))}." if None not in kinds else ""
+        names = " and ".join(sorted(map(str, kinds)))
+        found = f" Here are {names}; a pattern such as '*.csv' names one." if odd is place else ""
         raise ValueError(
             f"{odd}: data come in files of one kind, which the name tells: "
             f"{', '.join(ending[1:] for ending in KINDS)}, also compressed: "
@@ -159,7 +160,7 @@ def _read_folder(folder: Path, options: dict[str, Any]) -> Any:
     if is_plain:
         _kind_of(files, folder)
         _check_heads(tables)
-    own = CSV if tables == files else {}
+    own = CSV if tables and tables == files else {}
     try:
         rows = datasets.load_dataset(str(folder), **{**own, **options})
     except Exception as error:

@@ -297,8 +297,6 @@ def load_weights(model: Any, folder: Path) -> None:
             load_weights(part, folder / name)
         return
     weights = {name: w for path in weight_files(folder) for name, w in load_file(path).items()}
-    if any(weight.dtype == torch.float64 for weight in weights.values()):
-        model.double()  # as Lightning will for precision="64-true", and too late for these digits
     if (folder / "adapter_config.json").is_file() and not isinstance(model, PeftModel):
         raise ValueError(f"{folder} holds an adapter: give the lora= that it was trained with.")
     if isinstance(model, PeftModel):
