@@ -91,10 +91,7 @@ def _adapted(path: Path, settings: dict[str, Any], trust_remote_code: bool) -> t
     kinds = [task for task, kind in TASKS.items() if kind.lora_type == str(adapter.task_type)]
     task = settings.get("task") or next(iter(kinds), None)
     if task is None or not base:
-        raise ValueError(
-            f"{path} holds an adapter that does not say what it belongs to. Train with "
-            "merge_adapter=True, or from a base that has a name."
-        )
+        raise _of_nothing(path)
     start = load_base(base, trust_remote_code)
     config = type(start.config).from_pretrained(str(path))  # with the names of the classes
     resized = config.num_labels != start.config.num_labels
@@ -108,16 +105,20 @@ def _adapted_pair(path: Path, trust_remote_code: bool) -> Any:
     """Both halves of token-detection, each with its adapter."""
     base = PeftConfig.from_pretrained(str(path / "generator")).base_model_name_or_path
     if not base:
-        raise ValueError(
-            f"{path} holds adapters that do not say what they belong to. Train with "
-            "merge_adapter=True, or from a base that has a name."
-        )
+        raise _of_nothing(path)
     folder = Path(base).parent  # of a base that is such a pair itself
     root = str(folder) if (folder / "discriminator").is_dir() else base
     pair = TASKS["token-detection"].load(load_base(root, trust_remote_code), {})
     pair.generator = PeftModel.from_pretrained(pair.generator, str(path / "generator"))
     pair.discriminator = PeftModel.from_pretrained(pair.discriminator, str(path / "discriminator"))
     return pair
+
+
+def _of_nothing(path: Path) -> ValueError:
+    return ValueError(
+        f"{path} holds an adapter that does not say what it belongs to. Train with "
+        "merge_adapter=True, or from a base that has a name."
+    )
 
 
 def is_adapter(folder: str | Path) -> bool:

@@ -82,11 +82,10 @@ def resuming(command: str, argv: Sequence[str]) -> str:
     left_out = {"--model.checkpoint", *(f"--args.{name}" for name in (*RESUMING, *SECRETS))}
     given, words = iter(argv), []
     for word in given:
-        name, _, value = word.partition("=")
-        if name not in left_out:
+        if word.partition("=")[0] not in left_out:
             words.append(word)
-        elif not value:
-            next(given, None)
+        elif "=" not in word:
+            next(given, None)  # its value
     return shlex.join([*program, command, *words, "--model.checkpoint", "true"])
 
 

@@ -179,11 +179,8 @@ def _study(given: Any, metric: str, spaces: dict[str, Any], seed: int) -> Any:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    name, storage, ways = (
-        given.get("name", "hflit"),
-        given.get("storage"),
-        optuna.study.StudyDirection,
-    )
+    name, storage = given.get("name", "hflit"), given.get("storage")
+    ways = optuna.study.StudyDirection
     direction = ways.MINIMIZE if metric.endswith(FALLING) else ways.MAXIMIZE
     prunes = given.get("prune", False)
     study = optuna.create_study(

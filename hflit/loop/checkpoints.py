@@ -24,6 +24,7 @@ from hflit.loop.folders import (
     aside,
     by_age,
     flaw,
+    number,
     numbered,
     random_file,
     remove,
@@ -174,10 +175,11 @@ class Checkpoints:
         from_first(None, self.args.world_size)  # before anyone deletes it
         return True
 
-    def best_step(self, state: TrainerState) -> int | None:
+    @staticmethod
+    def best_step(state: TrainerState) -> int | None:
         """The update that the best checkpoint was saved after; None if there is none."""
         best = state.best_model_checkpoint
-        return None if best is None else int(Path(best).name.split("-")[1])
+        return None if best is None else number(best)
 
     def keep_only_best(self, state: TrainerState) -> None:
         """At the end, `save_total_limit=1` keeps the best checkpoint and not the newest."""

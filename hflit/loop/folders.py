@@ -45,7 +45,12 @@ def numbered(output_dir: str | Path) -> list[Path]:
     """The `checkpoint-N` folders, by their number."""
     root = Path(output_dir)
     found = [each for each in root.iterdir() if NAME.fullmatch(each.name)] if root.is_dir() else []
-    return sorted((f for f in found if f.is_dir()), key=lambda f: int(f.name.split("-")[1]))
+    return sorted((folder for folder in found if folder.is_dir()), key=number)
+
+
+def number(folder: str | Path) -> int:
+    """The update after which a `checkpoint-N` was saved."""
+    return int(Path(folder).name.split("-")[1])
 
 
 def by_age(folders: list[Path]) -> list[Path]:
