@@ -56,7 +56,11 @@ def run(command: str, argv: Sequence[str]) -> int:
 
 
 def evaluate_model(model: str, rows: Any, call: dict[str, Any]) -> dict[str, float]:
-    """Figures of a saved model; for the arguments and errors see `load_evaluation`."""
+    """Figures of a saved model; for the arguments and errors see `load_evaluation`.
+
+    Raises:
+        ValueError: The call limits the evaluation to no batch at all.
+    """
     module, data = load_evaluation(model, rows, call)
     metrics = call.get("metrics", "auto")
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -69,7 +73,10 @@ def evaluate_model(model: str, rows: Any, call: dict[str, Any]) -> dict[str, flo
         if not module.parity:
             around.enter_context(fast_layers(module.model))
         limit = call.get("limit_val_batches")
-        return evaluate(module, data, module.args, metrics, limit=limit)
+        figures = evaluate(module, data, module.args, metrics, limit=limit)
+    if "eval_loss" not in figures:
+        raise ValueError(f"--trainer.limit_val_batches={limit} leaves no batch to evaluate.")
+    return figures
 
 
 def load_evaluation(

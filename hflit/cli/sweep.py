@@ -67,6 +67,8 @@ def run(command: str, argv: Sequence[str]) -> int:
         except UnknownFigure:  # no other trial would have it
             raise
         except Exception as error:  # of this trial; others may do better
+            if isinstance(error, FileNotFoundError) and not search.keys() & set(needed):
+                raise
             trial.set_user_attr("error", " ".join(f"{type(error).__name__}: {error}".split()))
         finally:
             _show(study.tell(trial, value, state), metric)
@@ -174,7 +176,8 @@ def _study(given: Any, metric: str, spaces: dict[str, Any], seed: int) -> Any:
     """The study that keeps the trials: a new one, or the one of this name that is stored.
 
     Raises:
-        ValueError: The one that is stored is for another figure, or chooses among other values.
+        ValueError: The one that is stored is for another figure, or chooses among other values; or
+            nothing can be stored there.
     """
     import optuna
 
@@ -183,13 +186,18 @@ def _study(given: Any, metric: str, spaces: dict[str, Any], seed: int) -> Any:
     ways = optuna.study.StudyDirection
     direction = ways.MINIMIZE if metric.endswith(FALLING) else ways.MAXIMIZE
     prunes = given.get("prune", False)
-    study = optuna.create_study(
-        storage=storage,
-        study_name=name,
-        load_if_exists=True,
-        direction=direction,
-        pruner=optuna.pruners.MedianPruner() if prunes else optuna.pruners.NopPruner(),
-    )
+    try:
+        study = optuna.create_study(
+            storage=storage,
+            study_name=name,
+            load_if_exists=True,
+            direction=direction,
+            pruner=optuna.pruners.MedianPruner() if prunes else optuna.pruners.NopPruner(),
+        )
+    except Exception as error:  # of SQLAlchemy's many
+        if storage is None:
+            raise
+        raise ValueError(f"--sweep.storage={storage} cannot be used: {error}") from error
     advice = f"Give another --sweep.name than {name!r}, which is in {storage} already."
     unnamed = metric if study.direction == direction else "another figure"
     before = study.user_attrs.get("metric", unnamed)

@@ -102,7 +102,7 @@ def evaluate(
         told = [(each.on_cpu(), count) for each, count in zip(results, rows, strict=True)]
         everything = dealt_back(everyones(told, world))
         results, rows = [each for each, _ in everything], [count for _, count in everything]
-    figures = {} if judge is None else denumpify_detensorize(dict(judge.figures()))
+    figures = {} if judge is None or not results else denumpify_detensorize(dict(judge.figures()))
     figures = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in figures.items()}
     if results:  # a "loss" of the caller's metrics comes after it, and wins as in transformers
         figures.pop("eval_loss", None)

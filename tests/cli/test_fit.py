@@ -132,6 +132,17 @@ def test_validate_takes_as_many_batches_as_the_run(base, program):
     assert json.loads(program("test", *words)[1])["test_loss"] == found[0]["eval_loss"]
 
 
+@pytest.mark.parametrize("limit", ["0", "0.01"])
+def test_validate_of_no_batch_is_refused(limit, base, program):
+    """Once it said that the accuracy was 0.0."""
+    words = [*base(), "--trainer.limit_val_batches", limit, "--model.metrics", "auto"]
+    assert program("fit", *base(), *TRAIN, "--args.output_dir", "out")[0] == 0
+    status, out, err = program("validate", *words, "--args.output_dir", "out")
+    assert (status, out) == (2, "")
+    assert "--trainer.limit_val_batches=0" in err
+    assert "leaves no batch to evaluate." in err
+
+
 def test_validate_names_what_it_evaluates_and_refuses_a_random_head(base, program):
     options = base("language-modeling")
     Path("val.jsonl").write_text('{"text": "w1", "label": 0}\n{"text": "w2", "label": 1}\n')

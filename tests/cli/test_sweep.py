@@ -193,6 +193,25 @@ def test_a_sweep_without_a_complete_trial_tells_the_last_failure(base, program):
     assert not Path("out/best.yaml").exists()
 
 
+def test_a_file_that_does_not_exist_is_told_once(base, program):
+    """Once each trial failed of it."""
+    words = base()
+    words[words.index("--data.train") + 1] = "no.jsonl"
+    status, out, err = program(*sweep(*words))
+    assert status == 2
+    assert "No file is called 'no.jsonl'" in err
+    assert out.count("Trial ") == 1
+
+
+@pytest.mark.parametrize("storage", ["nowhere", "sqlite:////no/such/folder/sweep.db"])
+def test_a_storage_that_cannot_be_used_is_told(storage, base, program):
+    """Once SQLAlchemy's traceback of 60 lines came."""
+    status, out, err = program(*sweep(*base(), "--sweep.storage", storage))
+    assert (status, out) == (2, "")
+    assert f"--sweep.storage={storage} cannot be used: " in err
+    assert err.count("\n") == 1
+
+
 WRONG = {
     "{args.learningrate: [1]}": "holds 'args.learningrate', which is no option of a run",
     "{args.seed: 3}": "has 3 for args.seed. Give a list of values, or",
