@@ -18,6 +18,7 @@ from hflit.cli.fit import check_given, config_text, fitted, read_call
 from hflit.cli.options import read_options
 
 RANGE = {"low", "high", "log", "step"}
+FILES = {"model.base", "model.teacher", "model.checkpoint", "data.train", "data.validation"}
 FALLING = ("loss", "perplexity")  # figures that are better the lower they are
 ABOUT = (
     "Fine-tune with other values of some options in each trial, and tell which did best. In "
@@ -56,6 +57,8 @@ def run(command: str, argv: Sequence[str]) -> int:
         given["callbacks"] = [*listed(given.get("callbacks")), _Told(trial, metric)]
         return _figure(fitted(given, text).metrics, metric)
 
+    # What no other trial would have either.
+    hopeless = (UnknownFigure,) if FILES & search.keys() else (UnknownFigure, FileNotFoundError)
     study = _study(config.sweep, metric, spaces, call.get("seed", 42))
     for _ in range(count):
         trial = study.ask(spaces)
@@ -64,11 +67,9 @@ def run(command: str, argv: Sequence[str]) -> int:
             value, state = result(trial), optuna.trial.TrialState.COMPLETE
         except optuna.TrialPruned:
             state = optuna.trial.TrialState.PRUNED
-        except UnknownFigure:  # no other trial would have it
+        except hopeless:
             raise
         except Exception as error:  # of this trial; others may do better
-            if isinstance(error, FileNotFoundError) and not search.keys() & set(needed):
-                raise
             trial.set_user_attr("error", " ".join(f"{type(error).__name__}: {error}".split()))
         finally:
             _show(study.tell(trial, value, state), metric)
@@ -195,8 +196,6 @@ def _study(given: Any, metric: str, spaces: dict[str, Any], seed: int) -> Any:
             pruner=optuna.pruners.MedianPruner() if prunes else optuna.pruners.NopPruner(),
         )
     except Exception as error:  # of SQLAlchemy's many
-        if storage is None:
-            raise
         raise ValueError(f"--sweep.storage={storage} cannot be used: {error}") from error
     advice = f"Give another --sweep.name than {name!r}, which is in {storage} already."
     unnamed = metric if study.direction == direction else "another figure"

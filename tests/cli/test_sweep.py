@@ -193,6 +193,14 @@ def test_a_sweep_without_a_complete_trial_tells_the_last_failure(base, program):
     assert not Path("out/best.yaml").exists()
 
 
+def test_a_teacher_that_does_not_exist_fails_its_trial_alone(base, program):
+    words = sweep(*base(), search='{model.teacher: ["no/such/teacher/here", base]}', trials=4)
+    status, out, err = program(*words)
+    assert (status, err) == (0, "")
+    assert out.count("failed with --model.teacher=no/such/teacher/here") >= 1
+    assert out.count("with --model.teacher=base") >= 1
+
+
 def test_a_file_that_does_not_exist_is_told_once(base, program):
     """Once each trial failed of it."""
     words = base()
