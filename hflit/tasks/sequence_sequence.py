@@ -152,6 +152,6 @@ class SequenceSequence(TaskModule):
         for part in parts:
             labels = batch["labels"][part.pop("row")]
             used = labels.ne(IGNORE_INDEX).any(dim=0).nonzero()
-            longest = int(used[-1]) + 1 if len(used) and not self.parity else labels.shape[1]
+            longest = int(used[-1]) + 1 if len(used) else labels.shape[1]
             part["labels"] = labels[:, :longest]
         return parts

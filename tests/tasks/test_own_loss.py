@@ -1,0 +1,151 @@
+"""Models that compute another loss than their task."""
+
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import (
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
+
+from hflit import HFTrainer
+from hflit.arguments import parse
+from hflit.tasks import TASKS
+from tests.tasks import tiny
+
+WEIGHTS = torch.tensor([1.0, 4.0, 9.0])
+
+
+class WeightedClasses(BertForSequenceClassification):
+    """Rare classes count more, as the forum's most frequent answer has it."""
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **others):
+        outputs = super().forward(input_ids, attention_mask, **others)
+        if labels is not None:
+            outputs.loss = F.cross_entropy(outputs.logits, labels, WEIGHTS)
+        return outputs
+
+
+class Halved(GPT2LMHeadModel):
+    """A loss over tokens that is not the task's."""
+
+    def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, labels=None):
+        outputs = super().forward(
+            input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, labels=labels
+        )
+        outputs.loss = None if outputs.loss is None else outputs.loss / 2
+        return outputs
+
+
+class Renamed(BertForSequenceClassification):
+    """Another class with the loss of its parent."""
+
+
+class WithoutLoss(BertForMaskedLM):
+    """Takes no labels."""
+
+    def forward(self, input_ids=None, attention_mask=None):
+        return super().forward(input_ids, attention_mask)
+
+
+def made(kind, task):
+    base, tokenizer = tiny.make(task, seed=0)
+    model = kind(base.config)
+    model.load_state_dict(base.state_dict())
+    return model, tokenizer
+
+
+def run(base, task, **arguments):
+    settings = {"max_steps": 3, "logging_steps": 1, "learning_rate": 1e-3, **arguments}
+    settings["per_device_eval_batch_size"] = 9  # a mean over weights depends on its batch
+    trainer = HFTrainer()
+    rows = tiny.rows(task)
+    model, _ = trainer(base, rows, rows[:9], task=task, eval_strategy="epoch", **settings)
+    logs = trainer.state.log_history
+    return model, [each.get("loss", each.get("eval_loss")) for each in logs[:-1]]
+
+
+def test_a_class_with_a_loss_of_its_own_trains_it(caplog):
+    """Once the loss of the task was trained in its place, without a word."""
+    task = "text-classification"
+    model, found = run(made(WeightedClasses, task), task)
+    assert "WeightedClasses computes a loss of its own" in caplog.text
+    expected_model, expected = run(made(WeightedClasses, task), task, parity=True)
+    assert len(found) == 4
+    assert found == pytest.approx(expected, rel=1e-5)
+    for ours, theirs in zip(model.parameters(), expected_model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert found[0] != pytest.approx(run(tiny.make(task, seed=0), task)[1][0], rel=1e-3)
+
+
+def test_a_loss_over_tokens_is_their_mean():
+    """Its chunks, which know the loss of the task alone, are left out."""
+    task = "language-generation"
+    whole = run(tiny.make(task, seed=0), task, learning_rate=0.0)[1]
+    half = run(made(Halved, task), task, learning_rate=0.0)[1]
+    assert half == pytest.approx([each / 2 for each in whole], rel=1e-5)
+
+
+def test_a_loss_function_that_was_replaced_is_trained():
+    """Llama's classifiers ask the function for their loss; BERT's do not."""
+
+    def weighted(labels, pooled_logits, **_):
+        return F.cross_entropy(pooled_logits, labels, WEIGHTS)
+
+    config = LlamaConfig(
+        vocab_size=105, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, pad_token_id=0, num_labels=3,
+        problem_type="single_label_classification",
+    )  # fmt: skip
+    found = []
+    for parity in (False, True):
+        torch.manual_seed(0)
+        model = LlamaForSequenceClassification(config)
+        model.loss_function = weighted
+        base = model, tiny.make("text-classification", seed=0)[1]
+        found.append(run(base, "text-classification", parity=parity)[1])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_a_loss_of_its_own_is_blended_with_a_teacher():
+    task = "text-classification"
+    losses = {}
+    for alpha in (0.0, 0.5, 1.0):
+        options = {"teacher": tiny.make(task, seed=5), "distillation": (1.5, alpha)}
+        losses[alpha] = run(made(WeightedClasses, task), task, **options)[1][0]
+    assert losses[0.5] == pytest.approx((losses[0.0] + losses[1.0]) / 2, rel=1e-5)
+    assert losses[0.0] == pytest.approx(run(made(WeightedClasses, task), task)[1][0], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "dtype"),
+    [
+        (Renamed, "text-classification", torch.float32),
+        (Renamed, "text-classification", torch.bfloat16),
+        (WithoutLoss, "language-modeling", torch.float32),
+    ],
+)
+def test_other_classes_train_the_loss_of_the_task(kind, task, dtype, caplog):
+    model, tokenizer = made(kind, task)
+    with caplog.at_level(logging.WARNING, "hflit"):
+        run((model.to(dtype), tokenizer), task)
+    assert "of its own" not in caplog.text
+
+
+def test_a_batch_without_labels_runs_the_model_as_often():
+    """Where weights are shared out, a process that runs it less often lets the others wait."""
+    ran = []
+    args, _ = parse({})
+    for labels in ([[-100, 7, 8]], [[-100, -100, -100]]):
+        model, _ = made(Halved, "language-generation")
+        model.register_forward_pre_hook(lambda *_: ran.append(1))
+        module = TASKS["language-generation"](model, args)
+        ids = torch.tensor([[6, 7, 8]])
+        batch = {"input_ids": ids, "attention_mask": ids > 0, "labels": torch.tensor(labels)}
+        assert module.has_own_loss(batch)
+    assert len(ran) == 4
