@@ -210,6 +210,7 @@ def check(values: Mapping[str, Any]) -> None:
         "parallelism_config cannot be used: its splits need sharding code made for each model. "
         "Use fsdp=True.",
     )
+    problems += _compiler_problems(get("torch_compile_backend"), get("torch_compile_mode"))
     raise_all(ValueError, problems)
 
     packages = [pair for start, pair in OPTIMIZER_PACKAGES.items() if optim.startswith(start)]
@@ -222,6 +223,24 @@ def check(values: Mapping[str, Any]) -> None:
         if importlib.util.find_spec(module) is None
     ]
     raise_all(ImportError, missing)
+
+
+def _compiler_problems(backend: Any, mode: Any) -> list[str]:
+    if backend is None and mode is None:
+        return []
+    # Takes seconds to import.
+    from torch._dynamo import list_backends
+    from torch._inductor import list_mode_options
+
+    given = {
+        "backend": (backend, list_backends(None)),
+        "mode": (mode, ["default", *list_mode_options()]),
+    }
+    return [
+        f"Unknown torch_compile_{name}={value!r}. {_advice(value, list(dict.fromkeys(choices)))}"
+        for name, (value, choices) in given.items()
+        if isinstance(value, str) and value not in choices
+    ]
 
 
 def check_schedule(args: TrainingArguments) -> None:

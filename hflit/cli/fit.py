@@ -20,11 +20,10 @@ from rich.table import Table
 
 import hflit
 from hflit.checks import listed
-from hflit.cli.options import call_of, given, make_parser, read_options
+from hflit.cli.options import SECRETS, call_of, given, make_parser, read_options
 from hflit.loop.folders import flaw, numbered
 from hflit.pipeline import HFTrainer
 
-SECRETS = ("hub_token", "push_to_hub_token")
 RESUMING = ("checkpoint", "resume_from_checkpoint")
 
 

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import inspect
 import os
+import pydoc
 import re
 import types
 import typing
@@ -47,6 +48,7 @@ TYPES = {
     "columns": Union[list[str | None], str, None],  # noqa: UP007
     "callbacks": Union[list[L.Callback | TrainerCallback], L.Callback, TrainerCallback, None],  # noqa: UP007
 }
+SECRETS = ("hub_token", "push_to_hub_token")
 TEST = "Rows for `hflit test`; the other commands do not read them."
 
 
@@ -76,6 +78,13 @@ class RunParser(ArgumentParser):
             kept = {name: value for name, value in (groups or {}).items() if value is not None}
             content = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
         return super().parse_string(content, *args, **options)
+
+    def dump(self, cfg: Namespace, *args: Any, **options: Any) -> str:
+        """The configuration that --print_config shows, without secrets."""
+        cfg = cfg.clone()
+        for name in SECRETS:
+            cfg.pop(f"args.{name}", None)
+        return super().dump(cfg, *args, **options)
 
     def format_help(self, *args: Any) -> str:
         """The help, with functions among the types by their names alone."""
@@ -130,6 +139,11 @@ def read_options(parser: ArgumentParser, argv: Sequence[str], defaults: bool = T
         return parser.parse_args([*first, *rest], defaults=defaults or printed)
     except argparse.ArgumentError as error:
         raise ValueError(_told(parser, error)) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"A file for --config is not UTF-8: {error.object[: error.start][-20:]!r} is followed "
+            "by other bytes. Save it as UTF-8."
+        ) from error
 
 
 def _warn_of_environment(parser: ArgumentParser) -> None:
@@ -162,6 +176,12 @@ def given(parser: ArgumentParser, config: Namespace) -> dict[str, dict[str, Any]
 def call_of(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     """The keywords of the call that a configuration stands for; `config` is without defaults."""
     kept, objects = given(parser, config), parser.instantiate(config).as_dict()
+    metrics = objects.get("model", {}).get("metrics")
+    if isinstance(metrics, str) and metrics != "auto":  # no function was found
+        try:
+            pydoc.locate(metrics)
+        except pydoc.ErrorDuringImport as error:
+            raise ValueError(f"--model.metrics={metrics}: {error}") from error
     return expanded({name: objects[group][name] for group in GROUPS for name in kept[group]})
 
 

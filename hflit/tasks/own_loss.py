@@ -32,8 +32,8 @@ def computes_own_loss(task: TaskModule, batch: Batch) -> bool:
 
     Asked of classes that are not transformers' own, and where `loss_function` was replaced: rare
     classes may count more there, say. Where transformers' classes differ, the loss of the task is
-    meant: a dozen of their decoders, BART's among them, compare each token with itself, not with the
-    next. Label smoothing takes the place of a model's loss, as in transformers.
+    meant: a dozen of their decoders, BART's among them, compare each token with itself, not with
+    the next. Label smoothing takes the place of a model's loss, as in transformers.
     """
     model = inner_model(task.model)
     is_changed = "_loss_function" in vars(model)

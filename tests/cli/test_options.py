@@ -195,3 +195,26 @@ def test_a_printed_configuration_can_be_read_again(parser, capsys, tmp_path):
     assert set(yaml.safe_load((tmp_path / "all.yaml").read_text())) == {
         *("model", "data", "args", "trainer")
     }
+
+
+def test_a_printed_configuration_holds_no_secret(parser, capsys):
+    for name in ("hub_token", "push_to_hub_token"):
+        with pytest.raises(SystemExit):
+            parser.parse_args([f"--args.{name}", "hf_secret", "--args.seed=7", "--print_config"])
+        printed = capsys.readouterr().out
+        assert "seed: 7" in printed
+        assert "hf_secret" not in printed
+
+
+def test_a_file_that_is_not_utf8_is_told_by_what_stands_before_it(parser, tmp_path):
+    (tmp_path / "latin.yaml").write_bytes(b"model:\n  task: caf\xe9\n")
+    with pytest.raises(ValueError, match=r"--config is not UTF-8: .*task: caf.*Save it as UTF-8"):
+        read_options(parser, ["--config", "latin.yaml"])
+
+
+def test_metrics_that_cannot_be_imported_say_why(read, tmp_path, monkeypatch):
+    """Once the answer was that metrics= must be a function."""
+    (tmp_path / "broken_metrics.py").write_text("import no_such_package\ndef score(p): return {}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"metrics=broken_metrics\.score: .*no_such_package"):
+        read("--model.metrics", "broken_metrics.score")
