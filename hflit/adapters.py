@@ -111,6 +111,7 @@ def quantization_config(quantize: Any, device: torch.device) -> BitsAndBytesConf
 
     Raises:
         TypeError: `quantize` is something else, or names an unknown setting.
+        ValueError: It names an unknown kind of 4 bits.
     """
     if quantize is None or quantize is False:
         return None
@@ -123,6 +124,11 @@ def quantization_config(quantize: Any, device: torch.device) -> BitsAndBytesConf
         )
     changes = {} if quantize is True else copy.deepcopy(quantize)
     _check_names("quantize", changes, BitsAndBytesConfig)
+    if changes.get("bnb_4bit_quant_type", "nf4") not in ("nf4", "fp4"):
+        raise ValueError(
+            f"quantize= has bnb_4bit_quant_type={changes['bnb_4bit_quant_type']!r}. "
+            "Choose 'nf4' or 'fp4'."
+        )
     if changes.get("load_in_8bit"):
         return BitsAndBytesConfig(**changes)
     has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -223,6 +229,9 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     Args:
         model: Changed in place.
         config: What it leaves open is filled in, in a copy.
+
+    Raises:
+        TypeError, ValueError: peft cannot do what the config asks for.
     """
     config = copy.deepcopy(config)
     full = trained_in_full(model)
@@ -238,12 +247,11 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     try:
         return cast(PeftModel, get_peft_model(model, config))
-    except ValueError as error:
-        if "lora_dropout" not in f"{error}":
-            raise
-        raise ValueError(
-            f"{error} The weights of experts take none: give lora={{'lora_dropout': 0.0}}."
-        ) from error
+    except (TypeError, ValueError) as error:
+        advice = ""
+        if "lora_dropout" in f"{error}":
+            advice = " The weights of experts take none: give lora={'lora_dropout': 0.0}."
+        raise type(error)(f"lora= cannot be used: {error}{advice}") from error
 
 
 def keep_layout(model: Any) -> None:

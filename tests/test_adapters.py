@@ -370,6 +370,17 @@ def test_errors_come_before_anything_is_read(options, error, words):
         HFTrainer()("no such folder", None, **options)
 
 
+@pytest.mark.parametrize("settings", [{"r": "four"}, {"r": -4}, {"target_modules": ["nowhere"]}])
+def test_what_peft_refuses_is_told_with_the_argument(bases, settings):
+    with pytest.raises((TypeError, ValueError), match="lora= cannot be used: "):
+        run(bases / "bert", "text-classification", lora=settings)
+
+
+def test_a_kind_of_four_bits_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="'nf5'. Choose 'nf4' or 'fp4'"):
+        quantization_config({"bnb_4bit_quant_type": "nf5"}, torch.device("cpu"))
+
+
 def test_settings_of_the_caller_win():
     config = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=["q"])
     assert quantization_config(config, torch.device("cpu")).to_dict() == config.to_dict()
