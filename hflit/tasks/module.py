@@ -32,7 +32,7 @@ from hflit.tasks.chunks import heads_left_out, summed_by_chunks
 from hflit.tasks.distillation import Distillation
 from hflit.tasks.failures import explained, nonfinite_problem, place
 from hflit.tasks.optimization import FOLLOWS_EVALUATIONS, make_optimizer, make_schedule
-from hflit.tasks.own_loss import computes_own_loss, with_own_loss
+from hflit.tasks.own_loss import brings_own_loss, own_outputs
 from hflit.tasks.parts import Evaluated, Items, forward_cost, mean_loss, split_by_length
 from hflit.tasks.reference import ReferenceLoss
 
@@ -66,7 +66,6 @@ class TaskModule(L.LightningModule):
     outputs_by_row: ClassVar[bool] = True  # whether the outputs of a batch are rows, one for each
     compares_in_turn: ClassVar[bool] = False  # whether metrics take rows as their batches come
     chunks_loss: ClassVar[bool] = False  # whether each label is a token that logits are for
-    _has_own_loss: bool | None = None  # a batch shows it
     # What becomes of an update whose gradient is not finite: stop, skip or ignore.
     nonfinite = "ignore"
 
@@ -86,6 +85,8 @@ class TaskModule(L.LightningModule):
         self.distillation = distillation
         self.shards: Shards | None = None
         self.forward_cost = forward_cost(model, args.device)
+        # Label smoothing takes the place of a model's loss, as in transformers.
+        self.has_own_loss = not args.label_smoothing_factor and brings_own_loss(model)
         # Set by the callback bridge, which passes events on to transformers' callbacks.
         self.tell: Callable[[str], None] = lambda event: None
         # Set by it too: numbers of the rows of a window and of a micro-batch in it.
@@ -194,8 +195,7 @@ class TaskModule(L.LightningModule):
 
         for index, batch in enumerate(window):
             batch_loss = torch.zeros((), device=self.device)
-            whole = self.parity or self.has_own_loss(batch)
-            parts = [batch] if whole else self._parts(batch)
+            parts = [batch] if self.parity or self.has_own_loss else self._parts(batch)
             for number, part in enumerate(parts):
                 is_last = index == len(window) - 1 and number == len(parts) - 1
                 here = partial(where, index)
@@ -315,7 +315,7 @@ class TaskModule(L.LightningModule):
         if self.reference is not None:
             loss, _ = self._reference_outputs(batch, items)
             return loss if items is not None else loss / parts
-        if not self.has_own_loss(batch) and self._heads_left_out:
+        if not self.has_own_loss and self._heads_left_out:
             return mean_loss(summed_by_chunks(self, batch), items)
         outputs, sums = self._outputs_and_sums(batch)
         if self.distillation is not None:
@@ -331,16 +331,9 @@ class TaskModule(L.LightningModule):
         assert self.distillation is not None
         return self.run_model(self.distillation.teacher, batch)
 
-    def has_own_loss(self, batch: Batch) -> bool:
-        """Whether the model's own loss is trained, see `computes_own_loss`; a batch decides."""
-        if self._has_own_loss is None:
-            self._has_own_loss = computes_own_loss(self, batch)
-        return self._has_own_loss
-
     def _outputs_and_sums(self, batch: Batch) -> tuple[dict[str, Any], Tensor]:
-        if self.has_own_loss(batch):
-            outputs = with_own_loss(self, batch)
-            return outputs, outputs["loss"].float() * self.count_items(batch)
+        if self.has_own_loss:
+            return own_outputs(self, batch)
         outputs = self(batch)
         return outputs, self.summed_loss(outputs, batch)
 

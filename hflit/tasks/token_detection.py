@@ -182,7 +182,6 @@ class TokenDetection(TaskModule):
     auto_model = AutoModelForMaskedLM
     lora_type = "FEATURE_EXTRACTION"
     outputs_by_row = False
-    _has_own_loss = False  # the pair's is the task's, and draws random numbers
     tokenization = Texts
     tokenization_settings = {"masked": True}
 
