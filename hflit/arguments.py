@@ -15,7 +15,16 @@ import torch
 import transformers
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, GradientAccumulationScheduler
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Checkpoint,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    SpikeDetection,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import Strategy
 from transformers.trainer_utils import SaveStrategy
@@ -207,6 +216,13 @@ REFUSED_CALLBACKS = {
     Checkpoint: "Use save_strategy, save_total_limit and load_best_model_at_end.",
     EarlyStopping: "Use transformers.EarlyStoppingCallback with metric_for_best_model.",
     GradientAccumulationScheduler: "Use gradient_accumulation_steps.",
+    BatchSizeFinder: "Use auto_find_batch_size=True.",
+    LearningRateFinder: "Use find_learning_rate=True.",
+    SpikeDetection: "See nonfinite.",
+    **dict.fromkeys(
+        (StochasticWeightAveraging, WeightAveraging),
+        "It changes the weights after they were evaluated and the best were chosen.",
+    ),
 }
 
 

@@ -243,16 +243,31 @@ def _compiler_problems(backend: Any, mode: Any) -> list[str]:
     ]
 
 
-def check_schedule(args: TrainingArguments) -> None:
+def check_schedule(args: TrainingArguments, steps: int | None = None) -> None:
     """Refuse options that the schedule does not have, or lacks.
+
+    Args:
+        args: Name it.
+        steps: Updates of the run, once they are known.
 
     Raises:
         ValueError: Says what transformers says when it builds the schedule.
     """
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
     options: Any = args.lr_scheduler_kwargs
+    warmup, updates = (1, 10) if steps is None else (args.get_warmup_steps(steps), steps)
     try:
-        get_scheduler(args.lr_scheduler_type, optimizer, 1, 10, options)
+        schedule = get_scheduler(args.lr_scheduler_type, optimizer, warmup, updates, options)
+        for rate in getattr(schedule, "lr_lambdas", ()):
+            rate(updates)
+    except ZeroDivisionError:
+        cause = (
+            f"{warmup} of {updates} updates warm up" if args.learning_rate else "learning_rate=0"
+        )
+        raise ValueError(
+            f"lr_scheduler_type={SchedulerType(args.lr_scheduler_type).value!r} divides by zero: "
+            f"{cause}. Choose another."
+        ) from None
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"lr_scheduler_type={SchedulerType(args.lr_scheduler_type).value!r} cannot take "

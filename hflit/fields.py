@@ -281,7 +281,7 @@ PASSED = frozenset(
         *("logger", "callbacks", "profiler", "plugins", "max_time", "inference_mode"),
         # limit_train_batches counts updates, as a Lightning batch is a whole window.
         *("limit_train_batches", "limit_val_batches"),
-        *("detect_anomaly", "barebones", "sync_batchnorm"),
+        *("detect_anomaly", "sync_batchnorm"),
         *("enable_model_summary", "enable_autolog_hparams"),
     }
 )
@@ -301,6 +301,7 @@ PROCESSES = frozenset({"strategy", "devices", "num_nodes"})
 
 # Flag -> what to do instead.
 REFUSED: dict[str, str] = {
+    "barebones": "It measures Lightning without what makes a run: see profiler.",
     "accumulate_grad_batches": "Use gradient_accumulation_steps.",
     "gradient_clip_val": "Use max_grad_norm.",
     "gradient_clip_algorithm": "Use max_grad_norm, which clips by norm.",

@@ -271,12 +271,12 @@ class HFTrainer:
                 bridge, trainer = lightning_run(
                     arguments, {**flags}, length, module, data, metrics, checkpoints, stops
                 )
-                bridge.metrics.update(weight_figures(model))
                 model.train()
                 model.zero_grad()
                 if not parity:  # after a lack of memory transformers goes on with its numbers
                     seed(arguments.seed)
                 trainer.fit(module, data)
+                bridge.metrics.update(weight_figures(model))  # in the precision of the run
                 return bridge, trainer
 
             with stops.noted():

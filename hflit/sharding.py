@@ -182,6 +182,12 @@ def load_state(optimizer: Any, state: dict[str, Any]) -> None:
                 name: _like(value, parameter) for name, value in state["state"][index].items()
             }
     optimizer.load_state_dict({**state, "state": dealt})
+    # torch gives states the type of their weights; Adafactor's are float32 beside bfloat16 ones.
+    for index, parameter in enumerate(parameters):
+        held = optimizer.state[parameter] if index in dealt else {}
+        for name, value in dealt.get(index, {}).items():
+            if torch.is_tensor(value) and name in held and held[name].dtype != value.dtype:
+                held[name] = value.to(held[name].device)
 
 
 def _like(value: Any, parameter: DTensor) -> Any:

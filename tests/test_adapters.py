@@ -421,6 +421,8 @@ def test_figures_count_what_learns_and_what_it_weighs(bases):
     assert adapter["trainable_share"] < 0.2
     model = make("language-modeling", 0)[0]
     assert full["weights_mb"] == model.get_memory_footprint() / 1e6
+    half = run(bases / "bert", "language-modeling", precision="bf16-true")[0].metrics
+    assert half["weights_mb"] == model.bfloat16().get_memory_footprint() / 1e6
 
 
 def test_figures_are_shown_once_unless_the_caller_logs(bases, monkeypatch, capsys):

@@ -170,9 +170,10 @@ class Bridge(L.Callback):
         done = min((batch_idx + 1) * self.args.gradient_accumulation_steps, self.epoch_batches)
         self.state.epoch = trainer.current_epoch + done / self.epoch_batches
         place, is_last = (trainer.current_epoch, batch_idx), trainer.is_last_batch
-        self.points.stand(*place, is_last)
+        ends_run = self.state.global_step >= self.state.max_steps
+        self.points.stand(*place, is_last, ends_run)
         self._event("on_step_end")
-        self.points.stand(*place, is_last or self.listeners.control.should_epoch_stop)
+        self.points.stand(*place, is_last or self.listeners.control.should_epoch_stop, ends_run)
         self._act(trainer)
         self.points.settle()
         self._stop_if_asked(trainer)
@@ -211,17 +212,14 @@ class Bridge(L.Callback):
         self.metrics.update({**figures, "train_padding_share": self.sums.padding_share()})
         self._log(trainer, figures)
         is_best = self.checkpoints.load_best(self.state)
-        if is_best:  # the figures of what is returned
-            entries = [e for e in self.state.log_history if "eval_runtime" in e]
-            step_of_best = self.checkpoints.best_step(self.state)
-            of_best = [e for e in entries if e["step"] == step_of_best]
-            self.metrics.update({k: v for e in of_best for k, v in e.items() if k[:5] == "eval_"})
+        # The figures of what is returned; a run that went on from its end has them in its log.
+        shown = self.checkpoints.best_step(self.state) if is_best else step
+        known = [e for e in self.state.log_history if "eval_runtime" in e and e["step"] == shown]
+        self.metrics.update({k: v for e in known for k, v in e.items() if k.startswith("eval_")})
         self.checkpoints.keep_only_best(self.state)
         # Trackers close at the end, so they are told when nothing more is to be logged.
         self.listeners.tell_some("on_train_end", self.state, trackers=False)
-        evaluated = [e["step"] for e in self.state.log_history if "eval_runtime" in e]
-        is_evaluated = is_best or (bool(evaluated) and evaluated[-1] == step)
-        if self.run_evaluation is not None and not is_evaluated:
+        if self.run_evaluation is not None and not (is_best or known):
             try:
                 self.evaluate(trainer, step_schedule=False)
             except Exception as error:
@@ -236,6 +234,9 @@ class Bridge(L.Callback):
     ) -> None:
         """Stop measuring; save the last whole state, where checkpoints are wanted."""
         self.memory.abandon()
+        if isinstance(exception, Exception) and self.points.are_wanted and self.points.is_broken:
+            told = "The run failed within update %d, of which nothing whole can be saved."
+            logger.warning(told, self.state.global_step + 1)
         if isinstance(exception, Exception) and self.points.is_whole:
             self.sums.is_alone = self.checkpoints.is_alone = True  # nobody else would answer
             save = partial(self._save, trainer)
@@ -263,7 +264,8 @@ class Bridge(L.Callback):
 
     def _enter_epoch(self, trainer: L.Trainer, resumed: Checkpoint, is_stream: bool) -> None:
         """Restore the random numbers at the moment that leaves them as they were."""
-        if self.points.place[1] or self.args.dataloader_persistent_workers:
+        is_over = self.state.global_step >= self.state.max_steps
+        if not is_over and (self.points.place[1] or self.args.dataloader_persistent_workers):
             # Fetching the first window draws from them, and so does opening its loader: both had
             # been done before they were saved.
             self.waits_for_random = True
@@ -274,7 +276,7 @@ class Bridge(L.Callback):
         if resumed.own is not None and resumed.own["epoch_is_open"] and not self.module.parity:
             self._event("on_epoch_end")  # transformers leaves out what is due there
             self._act(trainer)
-        if is_stream:  # whose loader is open already: draw what opening it draws
+        if is_stream and not is_over:  # whose loader is open already: draw what opening it draws
             torch.empty((), dtype=torch.int64).random_()
 
     def _stop_if_asked(self, trainer: L.Trainer) -> None:
@@ -336,6 +338,8 @@ class Bridge(L.Callback):
         try:
             with whole, full_eval(self.module.model, self.args) if halved else nullcontext():
                 figures = self.run_evaluation(lambda: self._event("on_prediction_step"))
+        except StopIteration as error:  # with which Lightning would end the epoch
+            raise RuntimeError("The evaluation ended in StopIteration.") from error
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
@@ -370,4 +374,5 @@ class Bridge(L.Callback):
     def _event(self, name: str, **details: Any) -> None:
         self.listeners.tell(name, self.state, **details)
         if name == "on_pre_optimizer_step":
-            self.points.is_whole = False  # until all that belongs to the update is done
+            # Until all that belongs to the update is done.
+            self.points.is_whole, self.points.is_broken = False, True

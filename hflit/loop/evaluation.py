@@ -86,8 +86,8 @@ def evaluate(
     source = mine.of_stream(loader) if batches is None else loader
     if isinstance(limit, int):
         batches = min(limit, limit if batches is None else batches)
-    elif limit is not None and batches is not None:
-        batches = int(limit * batches)
+    elif limit is not None:
+        batches = share_of(batches, limit)
     with nullcontext() if data.parity else _seeded(args.seed, module.device):
         for number, batch in enumerate(islice(source, batches), start=1):
             batch = module.transfer_batch_to_device(batch, module.device, 0)
@@ -110,6 +110,28 @@ def evaluate(
     figures = {k if k.startswith("eval_") else f"eval_{k}": v for k, v in figures.items()}
     steps = math.ceil(sum(rows) / args.per_device_eval_batch_size)
     return {**figures, **speed_metrics("eval", start, num_samples=sum(rows), num_steps=steps)}
+
+
+def share_of(batches: int | None, limit: float) -> int | None:
+    """The number of batches that `limit_val_batches` means by a share of them.
+
+    Args:
+        batches: None of a stream.
+        limit: From 0 to 1.
+
+    Raises:
+        ValueError: It is less than one batch, or a share of nobody knows how many.
+    """
+    if limit == 1:
+        return batches
+    if batches is None:
+        raise ValueError(
+            f"limit_val_batches={limit} is a share of a stream, whose length is not known. Give a "
+            "number of batches."
+        )
+    if int(limit * batches) == 0:
+        raise ValueError(f"limit_val_batches={limit} of {batches} batches leaves none.")
+    return int(limit * batches)
 
 
 @contextmanager
@@ -145,7 +167,9 @@ def _batches(
     is_stream = not isinstance(data.tokens["validation"], Dataset)
     sees_batches = args.batch_eval_metrics or not args.eval_do_concat_batches
     by_row = module.outputs_by_row and not sees_batches
-    if data.parity or limit is not None or is_stream or not by_row:
+    # Longest first, a last batch that is dropped would be the shortest rows of all.
+    in_order = data.parity or limit is not None or is_stream or args.dataloader_drop_last
+    if in_order or not by_row:
         return data.val_dataloader(), None
     return data.validation_by_length()
 

@@ -45,8 +45,14 @@ def find_rate(module: TaskModule, data: DataModule, flags: dict[str, Any]) -> fl
     model = module.model.train()  # from_pretrained gives evaluation mode
     put_back = kept_weights(model)
     test = _RangeTest()
-    trial_trainer(flags, module.args, UPDATES, test).fit(module, data)
-    put_back()
+    try:
+        trial_trainer(flags, module.args, UPDATES, test).fit(module, data)
+    except SystemExit as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):  # of which Lightning 2.6 makes a 1
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        put_back()
     rate = below_lowest(test.rates, test.losses)
     told = "learning_rate=%.3g found, a tenth of where the loss was lowest, in place of %.3g."
     logger.warning(told, rate, module.args.learning_rate)

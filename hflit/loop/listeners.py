@@ -63,7 +63,10 @@ class Listeners:
     def tell(self, event: str, state: TrainerState, **details: Any) -> None:
         """Tell all of them of an event, by transformers' name of it."""
         told = getattr(self.handler, event)
-        self.control = told(self.args, state, self.control, **details)
+        try:
+            self.control = told(self.args, state, self.control, **details)
+        except StopIteration as error:  # with which Lightning would end the epoch, and say nothing
+            raise RuntimeError(f"A callback's {event} ended in StopIteration.") from error
 
     def tell_some(self, event: str, state: TrainerState, trackers: bool) -> None:
         """Tell the trackers alone, or all others."""

@@ -35,6 +35,7 @@ class SavePoints:
         place: Epoch, and windows of it that have been trained on.
         epoch_is_open: Whether the end of the last epoch is still to be told of.
         is_whole: Whether the weights are those of a whole update.
+        is_broken: Whether they may be between two.
         update: What the last one gave.
         saved: The last update that was saved.
         is_over: Whether training has ended: what fails now must not lose its result.
@@ -49,7 +50,7 @@ class SavePoints:
         self.module = module
         self.checkpoints = checkpoints
         self.place = (0, 0)
-        self.epoch_is_open = self.is_whole = False
+        self.epoch_is_open = self.is_whole = self.is_broken = False
         self.update: dict[str, Any] = {}
         self.saved = self.tried = 0
         self.settled: tuple[dict[str, Any], bool] | None = None
@@ -60,12 +61,13 @@ class SavePoints:
         args = self.args
         return args.save_strategy != SaveStrategy.NO or args.enable_jit_checkpoint
 
-    def stand(self, epoch: int, window: int, ends_epoch: bool) -> None:
+    def stand(self, epoch: int, window: int, ends_epoch: bool, ends_run: bool) -> None:
         """Note that a window has been trained on, and all that belongs to its update is done."""
-        # Saved before the end of its epoch is told of; whoever goes on makes up for that.
-        self.epoch_is_open = ends_epoch
+        # Saved before the end of its epoch is told of; whoever goes on makes up for that. An epoch
+        # that the run cuts short ends too, but is gone on with by a run of more updates.
+        self.epoch_is_open = ends_epoch or ends_run
         self.place = (epoch + 1, 0) if ends_epoch else (epoch, window + 1)
-        self.is_whole, self.settled = True, None
+        self.is_whole, self.is_broken, self.settled = True, False, None
 
     def settle(self) -> None:
         """Note the random numbers of an update after which nothing more is due."""

@@ -12,10 +12,11 @@ import lightning.pytorch as L
 from transformers import TrainerCallback
 
 from hflit.arguments import Arguments
+from hflit.checks import check_schedule
 from hflit.data import DataModule
 from hflit.loop.bridge import Bridge
 from hflit.loop.checkpoints import Checkpoints
-from hflit.loop.evaluation import evaluate
+from hflit.loop.evaluation import evaluate, share_of
 from hflit.loop.precision import set_precision
 from hflit.loop.progress import ProgressBar
 from hflit.loop.resume import FIXED_ARGUMENTS
@@ -41,13 +42,27 @@ def run_length(args: Arguments, flags: dict[str, Any], data: DataModule) -> Leng
     """How long a run on some data is.
 
     Raises:
-        ValueError: No batch is left to train on.
+        ValueError: No batch is left to train on, or to evaluate; or the learning rate cannot follow
+            its schedule over so many updates.
     """
+    share, rows = flags.get("limit_val_batches"), data.tokens.get("validation")
+    if isinstance(share, float) and share and rows is not None:
+        is_counted = isinstance(rows, datasets.Dataset)
+        share_of(len(data.val_dataloader()) if is_counted else None, share)
+    length = _length(args, flags.get("limit_train_batches"), data)
+    check_schedule(args, length.steps)
+    return length
+
+
+def _length(args: Arguments, limit: int | float | None, data: DataModule) -> Length:
     try:
         windows = len(data.train_dataloader())
     except TypeError:
+        if limit not in (None, 1.0):
+            raise ValueError(
+                f"limit_train_batches={limit} cuts epochs, and a stream has none. Use max_steps."
+            ) from None
         return Length(0, -1, args.max_steps)
-    limit = flags.get("limit_train_batches")
     if limit is not None:
         windows = min(windows, limit) if isinstance(limit, int) else int(windows * limit)
     if windows == 0:

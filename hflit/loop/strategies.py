@@ -32,6 +32,7 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
     Strategy,
 )
+from lightning.pytorch.trainer.connectors import accelerator_connector
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from hflit.checks import listed, raise_all
@@ -311,6 +312,8 @@ def _work(
     if processes.start == "fork":
         # The threads of the process that was copied are not there, and waiting for them is forever.
         torch.set_num_threads(1)
+        # A copy of a notebook is none: nothing is started from it.
+        accelerator_connector._IS_INTERACTIVE = False
     elif listed(call["base"]) and not isinstance(call["base"], str):
         call["base"] = copy.deepcopy(call["base"])  # its memory came shared between processes
     trainer = make()

@@ -77,10 +77,14 @@ def explained(
 
     Raises:
         MemoryError: In place of the many errors of torch.
+        RuntimeError: In place of StopIteration.
         ValueError: Something failed, and weights were not finite.
     """
     try:
         yield
+    except StopIteration:  # with which Lightning would end the epoch, and say nothing
+        # Without it for a cause, which contextlib would raise in its place.
+        raise RuntimeError(f"Update {update} ended in StopIteration at {where()}.") from None
     except RuntimeError as error:
         if not should_reduce_batch_size(error):
             if name := broken_weight(model):

@@ -3,7 +3,9 @@
 import json
 
 from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
     EarlyStopping,
+    EMAWeightAveraging,
     GradientAccumulationScheduler,
     ModelCheckpoint,
 )
@@ -87,6 +89,13 @@ ARGUMENTS = [
          {"callbacks": [EarlyStopping("eval_loss")]}),
     Case("Lightning's accumulation", ("Scheduler", "Use gradient_accumulation_steps"),
          {"callbacks": GradientAccumulationScheduler({0: 2})}),
+    Case("Lightning's mean of weights", ("EMAWeightAveraging", "after they were evaluated"),
+         {"callbacks": [EMAWeightAveraging()]}),
+    Case("Lightning's search for a batch size", ("Finder", "Use auto_find_batch_size"),
+         {"callbacks": [BatchSizeFinder()]}),
+    Case("a measure of Lightning's loop", ("barebones=True", "profiler"), {"barebones": True}),
+    Case("a schedule that divides by zero", ("'polynomial'", "2 of 2 updates warm up"),
+         {"lr_scheduler_type": "polynomial", "warmup_steps": 2}),
     Case("a tracker that does not exist", ("report_to", "wandbb"), {"report_to": "wandbb"}),
     Case("an option of another task", ("stride=64", "means nothing to text-classification"),
          {"stride": 64}),

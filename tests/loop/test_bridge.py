@@ -138,6 +138,50 @@ def test_no_batches_make_no_figures(tiny_bert, ragged_rows):
     assert not any(name.startswith("eval_") for name in trainer.metrics)
 
 
+@pytest.mark.parametrize("event", ["on_step_begin", "on_optimizer_step", "on_step_end", "metrics"])
+def test_stop_iteration_is_an_error_and_ends_no_epoch(tiny_bert, ragged_rows, event):
+    """Once it ended the epoch, as Lightning takes it, and the run seemed whole."""
+
+    class Ends(TrainerCallback):
+        pass
+
+    def end(*_, **__):
+        return next(iter([]))
+
+    setattr(Ends, event, end)
+    asked = {"metrics": end, "eval_strategy": "epoch"} if event == "metrics" else {}
+    with pytest.raises(RuntimeError, match="ended in StopIteration"):
+        run(tiny_bert, ragged_rows, callbacks=[Ends()], **asked)
+
+
+def test_stop_iteration_in_a_model_is_an_error(tiny_bert, ragged_rows):
+    model, tokenizer = tiny_bert()
+    model.bert.register_forward_pre_hook(lambda *_: next(iter([])))
+    with pytest.raises(RuntimeError, match="Update 1 ended in StopIteration at micro-batch 1 of 1"):
+        HFTrainer()((model, tokenizer), ragged_rows(8), max_steps=2)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_share_of_the_batches_that_is_none_or_unknown_is_refused(
+    tiny_bert, ragged_rows, streamed
+):
+    validation = datasets.Dataset.from_list(ragged_rows(8, seed=1))  # one batch
+    validation = validation.to_iterable_dataset() if streamed else validation
+    told = "a share of a stream" if streamed else "limit_val_batches=0.9 of 1 batches leaves none"
+    call = {"validation": validation, "max_steps": 1}
+    with pytest.raises(ValueError, match=told):
+        HFTrainer()(tiny_bert(), ragged_rows(8), limit_val_batches=0.9, **call)
+    trainer = HFTrainer()
+    trainer(tiny_bert(), ragged_rows(8), limit_val_batches=1.0, **call)
+    assert "eval_loss" in trainer.metrics
+
+
+def test_a_stream_has_no_epochs_to_limit(tiny_bert, ragged_rows):
+    stream = datasets.Dataset.from_list(ragged_rows(8)).to_iterable_dataset()
+    with pytest.raises(ValueError, match="limit_train_batches=2 cuts epochs.*Use max_steps"):
+        HFTrainer()(tiny_bert(), stream, max_steps=1, limit_train_batches=2)
+
+
 def test_best_metric_that_is_not_there_names_those_that_are(tiny_bert, ragged_rows):
     with pytest.raises(KeyError, match="metric_for_best_model='f1'.*eval_loss"):
         run(

@@ -89,6 +89,7 @@ CASES = {
     "default": ({}, (4, 5, 7)),
     "windows": ({"gradient_accumulation_steps": 3}, (1, 2, 3)),
     "double": ({"precision": "64-true"}, (5,)),
+    "rounded": ({"precision": "bf16-true", "optim": "adafactor"}, (5,)),
     "parity": ({"parity": True}, (1, 5, 7)),
     "evaluation": ({"eval_strategy": "epoch", "logging_steps": 3}, (4, 5, 6)),
     "workers": ({"dataloader_num_workers": 2}, (3, 5)),
@@ -493,6 +494,41 @@ def test_a_finished_run_goes_on_to_its_end(tiny_bert, ragged_rows, tmp_path):
     assert again.metrics["train_loss"] == whole.metrics["train_loss"]
     for name, weight in model.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], weight), name
+
+
+def test_a_finished_run_keeps_the_figures_of_its_evaluation(tiny_bert, ragged_rows, tmp_path):
+    """Once they were gone from its metrics, and from its model card."""
+    arguments = {"eval_strategy": "epoch", "save_strategy": "epoch", "metrics": "auto"}
+    arguments["validation"] = ragged_rows(9, seed=1)
+    figures, cards = [], []
+    for checkpoint in (None, True):
+        trainer, _ = bert_run(tiny_bert, ragged_rows, tmp_path, checkpoint=checkpoint, **arguments)
+        figures.append({k: v for k, v in trainer.metrics.items() if k.startswith("eval_")})
+        cards.append((tmp_path / "README.md").read_text().count("| accuracy |"))
+    assert figures[0] == figures[1] != {}
+    assert cards == [1, 1]
+
+
+def test_the_end_of_an_epoch_that_the_run_cuts_short_is_made_up_for(
+    tiny_bert, ragged_rows, tmp_path
+):
+    """5 updates an epoch, of 7: stopped after the last one, before its epoch was told to end."""
+
+    class Stops(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step == 7:
+                raise LookupError
+
+    arguments = {
+        "max_steps": 7, "save_strategy": "epoch", "eval_strategy": "epoch",
+        "logging_strategy": "epoch", "validation": ragged_rows(9, seed=1),
+    }  # fmt: skip
+    whole, _ = bert_run(tiny_bert, ragged_rows, tmp_path / "whole", **arguments)
+    with pytest.raises(LookupError):
+        bert_run(tiny_bert, ragged_rows, tmp_path / "cut", callbacks=[Stops()], **arguments)
+    assert names(tmp_path / "cut") == ["checkpoint-5", "checkpoint-7"]
+    again, _ = bert_run(tiny_bert, ragged_rows, tmp_path / "cut", checkpoint=True, **arguments)
+    assert losses(again.state, after=5) == losses(whole.state, after=5) != []
 
 
 def test_a_run_cut_between_log_entries_keeps_its_sum(tiny_bert, ragged_rows, tmp_path):

@@ -29,6 +29,24 @@ def evaluated(task, metrics, **options):
     return trainer, taken
 
 
+def test_a_dropped_last_batch_is_that_of_the_rows_in_their_order():
+    """Longest first it would be the shortest rows; and their numbers were those of all rows."""
+    seen = {}
+
+    def count(prediction):
+        seen[parity] = prediction.label_ids.tolist()
+        return {}
+
+    for parity in (False, True):
+        model, tokenizer = make("text-classification", 0)
+        HFTrainer()(
+            (model, tokenizer), rows("text-classification"), rows("text-classification")[:8],
+            metrics=count, max_steps=1, per_device_eval_batch_size=BATCH, parity=parity,
+            dataloader_drop_last=True, use_cpu=True, cache=False,
+        )  # fmt: skip
+    assert seen[False] == seen[True] == [0, 1, 2, 0, 1, 2]
+
+
 # Not those that draw masks for each batch: other batches are masked otherwise.
 @pytest.mark.parametrize(
     ("task", "options"),

@@ -54,6 +54,7 @@ def test_an_error_saves_the_last_whole_state(tiny_bert, ragged_rows, tmp_path, c
         bert(tiny_bert, ragged_rows, tmp_path / "run", callbacks=[Fail(event, step)], **both)
     if saved is None:
         assert names(tmp_path / "run") == []
+        assert "failed within update 4, of which nothing whole can be saved" in caplog.text
         return
     assert names(tmp_path / "run") == [f"checkpoint-{saved}"]
     assert f"failed after update {saved}; checkpoint-{saved} is saved" in caplog.text
@@ -126,6 +127,7 @@ def poisoned(monkeypatch):
             return out
 
         poisoned_forward.__signature__ = inspect.signature(forward)
+        poisoned_forward.__module__ = forward.__module__  # else its own loss would be trained
         monkeypatch.setattr(BertForSequenceClassification, "forward", poisoned_forward)
 
     return poison

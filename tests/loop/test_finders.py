@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from hflit import HFTrainer
 from hflit.loop.finders import LOWEST, below_lowest, smoothed
@@ -50,6 +51,24 @@ def test_a_loss_without_a_value_ends_the_test_and_not_the_run(tiny_bert, ragged_
     trainer, found = losses(tiny_bert(), easy(ragged_rows), find_learning_rate=True, max_steps=3)
     assert trainer.state.log_history[0]["learning_rate"] <= 3e-3
     assert np.isfinite(found).all()
+
+
+def test_ctrl_c_leaves_the_weights_and_the_test(tiny_bert, ragged_rows):
+    """Lightning makes SystemExit(1) of it, and the weights stayed those of the test."""
+    model, tokenizer = tiny_bert()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    calls = []
+
+    def interrupt(*_):
+        calls.append(1)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+
+    model.bert.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        HFTrainer()((model, tokenizer), easy(ragged_rows), find_learning_rate=True, max_steps=3)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(before[name], weight), name
 
 
 def test_a_tenth_of_where_the_smoothed_loss_was_lowest():
