@@ -160,6 +160,8 @@ def head_names(model: PreTrainedModel) -> list[str]:
         Names of its children; for BERT with a masked-language head `["cls"]`.
     """
     body = {model.base_model_prefix}
+    if type(model.config) not in AutoModel._model_mapping:  # of two models, with heads of their own
+        return []
     if model.base_model is model:  # T5 stands in no body of its own
         with torch.device("meta"):
             body = {name for name, _ in AutoModel.from_config(model.config).named_children()}

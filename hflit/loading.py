@@ -94,7 +94,7 @@ def load_base(base: Any, trust_remote_code: bool = False) -> Base:
         if tokenizer.eos_token is None:
             raise ValueError("The tokenizer has no padding token. Set tokenizer.pad_token.")
         tokenizer.pad_token = tokenizer.eos_token
-    tokens = getattr(config, "vocab_size", None)
+    tokens = getattr(text_config(config), "vocab_size", None)
     if tokens is not None and len(tokenizer) > tokens:
         raise ValueError(
             f"The tokenizer has {len(tokenizer)} tokens, the model embeddings for {tokens}. "
@@ -161,11 +161,17 @@ def resolve_maxlength(maxlength: int | None, base: Base, name: str = "maxlength"
     return maxlength
 
 
+def text_config(config: Any) -> Any:
+    """The part of a config that is about text, where a model reads images too, as Gemma 3 does."""
+    return config if hasattr(config, "vocab_size") else config.get_text_config(decoder=True)
+
+
 def count_positions(base: Base, of_targets: bool = False) -> int | None:
     """Tokens the model has positions for, in targets if asked; None if it has no limit."""
     side = "decoder" if of_targets else "encoder"
     names = ("max_position_embeddings", f"max_{side}_position_embeddings")  # LED: one for each
-    positions = next((each for n in names if (each := getattr(base.config, n, None))), None)
+    config = text_config(base.config)
+    positions = next((each for n in names if (each := getattr(config, n, None))), None)
     if not positions or positions < 1:
         return None
     model = base.model
@@ -347,11 +353,9 @@ def check_teacher(
             f"The teacher takes {positions} tokens, and rows have up to maxlength={maxlength}. Set "
             f"maxlength={positions} or less."
         )
-    if expected is None and teacher.config.vocab_size != student.config.vocab_size:
-        raise ValueError(
-            f"The teacher predicts {teacher.config.vocab_size} tokens, base "
-            f"{student.config.vocab_size}: they must be as many."
-        )
+    words, own = (text_config(each.config).vocab_size for each in (teacher, student))
+    if expected is None and words != own:
+        raise ValueError(f"The teacher predicts {words} tokens, base {own}: they must be as many.")
 
 
 def _check_head(model: PreTrainedModel, auto_model: Any, changes: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def find_answer(value: Any, context: str) -> tuple[int, int]:
 
 
 def place_answer(
-    place: tuple[int, int], starts: np.ndarray, ends: np.ndarray
+    place: tuple[int, int], starts: np.ndarray, ends: np.ndarray, context: str
 ) -> tuple[int, int] | None:
     """First and last token of an answer; None if the span does not hold all of it, or none is.
 
@@ -77,6 +78,7 @@ def place_answer(
         place: First character of the answer and the one behind it; equal without an answer.
         starts: First character of each token, `(seq,)`; -1 outside the context.
         ends: The character behind each token, `(seq,)`; -1 outside the context.
+        context: What the characters are of.
     """
     start, end = place
     # Several tokens may share a character (bytes of an emoji): the answer has all of them.
@@ -84,7 +86,9 @@ def place_answer(
     if start == end or not len(touching):
         return None
     first, last = int(touching[0]), int(touching[-1])
-    return (first, last) if starts[first] <= start and ends[last] >= end else None
+    # An accent behind its letter is in no token where the tokenizer strips it, or composes the two.
+    is_whole = all(unicodedata.category(each) == "Mn" for each in context[ends[last] : end])
+    return (first, last) if starts[first] <= start and is_whole else None
 
 
 def _answers(value: Any) -> list[tuple[str, int | None]] | None:

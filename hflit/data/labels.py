@@ -227,6 +227,8 @@ class _LabelsFound:
     def add(self, column: pa.ChunkedArray, start: int, split: str) -> None:
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
+        if pa.types.is_float16(column.type):  # of which pyarrow finds no different values
+            column = column.cast(pa.float32())
         self.rows += len(column)
         self.is_list = (
             pa.types.is_list(column.type)

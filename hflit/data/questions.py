@@ -180,7 +180,7 @@ class Questions(Tokenization):
             in_context = np.array([text == int(self.question_first) for text in texts])
             starts, ends = np.where(in_context, np.array(tokens["offset_mapping"][span]).T, -1)
             null = self._null_position(tokens["input_ids"][span], texts)
-            first, last = place_answer(places[index], starts, ends) or (null, null)
+            first, last = place_answer(places[index], starts, ends, contexts[index]) or (null, null)
             values = (first, last, null, rows[index], starts, ends)
             for name, value in zip((*POSITIONS, "row", *CHARACTERS), values, strict=True):
                 encoded[name].append(value)

@@ -54,6 +54,11 @@ class Texts(Tokenization):
             raise ValueError(f"merge={merge!r} fills rows of maxlength tokens: give maxlength.")
         if whole_word and not masked:
             raise ValueError("whole_word=True is about masking; this task masks nothing.")
+        if whole_word and not tokenizer.is_fast:
+            raise ValueError(
+                f"whole_word=True needs to know where tokens stand in a text, which "
+                f"{type(tokenizer).__name__} does not tell. Use a fast tokenizer."
+            )
         if masked and tokenizer.mask_token is None:
             raise ValueError("The tokenizer has no mask token, so it cannot train a masked model.")
         self.merge = merge

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from hflit.adapters import inner_model
 from hflit.data.batching import IGNORE_INDEX, Batch
+from hflit.loading import text_config
 from hflit.tasks.distillation import kl_distance
 from hflit.tasks.forwards import forwards_replaced
 from hflit.tasks.layers import MULTIPLE, is_replaced, linear
@@ -82,7 +83,8 @@ def heads_left_out(task: TaskModule) -> bool:
         return False
     if getattr(inner_model(task.model).config, "output_router_logits", False):
         return False  # with a loss of its own for its experts
-    is_padding = inner_model(task.model).config.pad_token_id == 0  # a row of it has no last token
+    config = text_config(inner_model(task.model).config)
+    is_padding = config.pad_token_id == 0  # a row of it has no last token
     row = torch.full((1, 2), int(is_padding), device=task.device)
     batch = {"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row}
     teachers = [] if task.distillation is None else [task.distillation.teacher]

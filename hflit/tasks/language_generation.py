@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from hflit.adapters import inner_model
 from hflit.data.batching import IGNORE_INDEX, Batch
 from hflit.data.texts import Texts
-from hflit.loading import Base
+from hflit.loading import Base, text_config
 from hflit.metrics.tokens import TokenMetrics
 from hflit.tasks.module import TaskModule
 from hflit.tasks.parts import blind_to_neighbours, differ, token_distance, token_loss
@@ -79,7 +79,8 @@ class LanguageGeneration(TaskModule):
 @torch.no_grad()
 def _is_causal(model: Any) -> bool:
     """Whether the last token of a row leaves the logits before it as they are."""
-    ids = torch.tensor([[2, 3, 4, 5], [2, 3, 4, 6]], device=model.device) % model.config.vocab_size
+    words = text_config(model.config).vocab_size
+    ids = torch.tensor([[2, 3, 4, 5], [2, 3, 4, 6]], device=model.device) % words
     was_training = model.training
     one, other = model.eval()(input_ids=ids).logits[:, :-1]
     model.train(was_training)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hflit.data.batching import IGNORE_INDEX, Batch
-from hflit.loading import first_position
+from hflit.loading import first_position, text_config
 from hflit.tasks.distillation import kl_distance
 from hflit.tasks.last_layer import chosen_tokens_only
 
@@ -115,8 +115,9 @@ def packable(model: Any, causal: bool, maxlength: int | None) -> Any:
     length = min((maxlength or 2 * PROBED) // 2, PROBED)
     if problem is None and length > 0:
         random = torch.Generator().manual_seed(0)
-        ids = torch.randint(model.config.vocab_size, (2, length), generator=random)
-        ids[ids == model.config.pad_token_id] += 1 if model.config.pad_token_id == 0 else -1
+        config = text_config(model.config)
+        ids = torch.randint(config.vocab_size, (2, length), generator=random)
+        ids[ids == config.pad_token_id] += 1 if config.pad_token_id == 0 else -1
         ids = ids.to(model.device)
         packed = {
             "input_ids": ids.view(1, -1),

@@ -84,7 +84,8 @@ class SequenceSequence(TaskModule):
         # transformers.Trainer writes use_cache into the model's config. Decoders that share it
         # follow (BART); those with a copy (T5) keep keys and values, which moves the last bit.
         inner = inner_model(model)
-        shared = inner.get_decoder().config is inner.base_model.config
+        own = getattr(inner.get_decoder(), "config", None)  # FSMT's has none
+        shared = own is inner.base_model.config
         self.passes_use_cache = shared or not parity
         self.tokenizer = tokenizer
         self.generation: dict[str, Any] = {}
@@ -99,7 +100,9 @@ class SequenceSequence(TaskModule):
 
     def prepare(self, batch: Batch, model: Any) -> Batch:
         """Add what the decoder reads: the labels, one place later."""
-        shifted = self._shifted(batch["labels"], model)
+        # FSMT's shift writes its padding into what it is given, so that padding would be learned.
+        labels = batch["labels"] if self.parity else batch["labels"].clone()
+        shifted = self._shifted(labels, model)
         inputs: dict[str, Any] = {**batch, "decoder_input_ids": shifted}
         if self.passes_use_cache:
             inputs["use_cache"] = self.args.use_cache

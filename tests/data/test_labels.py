@@ -292,6 +292,12 @@ def test_09_fractions_in_validation_alone_are_refused(found):
         found([0.5, 1.0], ["a"])
 
 
+def test_half_floats_are_numbers(found):
+    labels = np.array([0.5, 1.5], dtype=np.float16)
+    assert found(rows(list(labels)))[0] == REGRESSION
+    assert found(rows(list(labels + np.float16(0.5))))[0] == SINGLE
+
+
 @pytest.mark.parametrize("label", [{"a": 1}, [[1]], b"a", date(2020, 1, 1), Decimal(1)])
 def test_labels_of_other_kinds_are_refused(label, found):
     with pytest.raises(ValueError, match="Labels are numbers, strings, booleans or lists of those"):

@@ -12,6 +12,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, WordLevel
+from tokenizers.normalizers import NFD, StripAccents
+from tokenizers.normalizers import Sequence as Normalizers
 from tokenizers.pre_tokenizers import ByteLevel, Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
@@ -326,6 +328,18 @@ def test_tokens_that_share_a_character_all_belong_to_the_answer():
     fast = PreTrainedTokenizerFast(tokenizer_object=bytewise, pad_token="!")
     (span,) = spans_of([row("a \U0001f600 b", "\U0001f600", question="q")], tokenizer=fast)
     assert positions([span]) == [(3, 6)]  # q, a, blank, four bytes, blank, b
+
+
+def test_an_accent_behind_its_letter_needs_no_token_of_its_own():
+    """Once such answers were trained as none: no token reached to their last character."""
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "a", "cafe", "b", "q"])}
+    stripping = Tokenizer(WordLevel(vocabulary, unk_token="<pad>"))
+    stripping.normalizer = Normalizers([NFD(), StripAccents()])
+    stripping.pre_tokenizer = Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=stripping, pad_token="<pad>")
+    for answer in ("caf\u00e9", "cafe\u0301"):
+        (span,) = spans_of([row(f"a {answer} b", answer, question="q")], tokenizer=fast)
+        assert positions([span]) == [(2, 2)]  # q, a, cafe, b
 
 
 # The data stay the caller's, in all formats.

@@ -10,14 +10,17 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
+    AutoModelForCausalLM,
     BertConfig,
     BertForMaskedLM,
     BertLMHeadModel,
     BloomConfig,
     BloomForCausalLM,
+    CanineTokenizer,
     DataCollatorForLanguageModeling,
     DebertaV2Config,
     DebertaV2ForMaskedLM,
+    Gemma3Config,
     GPT2Config,
     GPT2LMHeadModel,
     Lfm2Config,
@@ -227,6 +230,26 @@ def test_experts_learn_to_share_the_work_where_their_config_asks(texts):
             first[share, parity] = losses(trainer.state)
         assert first[share, False] == pytest.approx(first[share, True], rel=1e-5)
     assert first[0.5, False][0] > first[0.0, False][0] + 0.4  # 0.5 x at least 1, by its formula
+
+
+def test_a_model_that_reads_images_too_learns_from_texts(texts):
+    """Its config has its vocabulary in the part for texts."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {
+        **sizes, "vocab_size": 102, "intermediate_size": 32, "num_key_value_heads": 1,
+        "head_dim": 16, "max_position_embeddings": 64, "pad_token_id": 0, "eos_token_id": 1,
+    }  # fmt: skip
+    vision = {**sizes, "intermediate_size": 32, "image_size": 16, "patch_size": 8}
+    torch.manual_seed(0)
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    found = {}
+    for parity in (False, True):
+        torch.manual_seed(0)
+        base = AutoModelForCausalLM.from_config(config), gpt_tokenizer()
+        settings = {**SETTINGS, "max_steps": 2, "parity": parity}
+        trainer, _, _ = train("language-generation", base, texts, **settings)
+        found[parity] = losses(trainer.state)
+    assert found[False] == pytest.approx(found[True], rel=1e-5)
 
 
 def test_padding_on_the_left_predicts_nothing(texts):
@@ -459,6 +482,11 @@ def test_no_text_predicts_its_neighbour():
     assert batch["input_ids"].tolist() == [[w1, w2, 1, w3, 1]]
     assert batch["labels"].tolist() == [[-100, w2, 1, -100, 1]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
+
+
+def test_whole_words_need_a_fast_tokenizer():
+    with pytest.raises(ValueError, match="CanineTokenizer does not tell. Use a fast tokenizer"):
+        Texts(CanineTokenizer(), merge=None, masked=True, whole_word=True)
 
 
 def test_whole_words_are_masked_together():

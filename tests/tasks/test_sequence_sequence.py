@@ -7,12 +7,18 @@ import numpy as np
 import pytest
 import sacrebleu
 import torch
+from peft import PeftModel
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     BartConfig,
     BartForConditionalGeneration,
+    BertConfig,
     DataCollatorForSeq2Seq,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    FSMTConfig,
+    FSMTForConditionalGeneration,
     M2M100Config,
     M2M100ForConditionalGeneration,
     MBartConfig,
@@ -157,6 +163,51 @@ def test_parity_holds_for_a_model_from_a_folder(make, rows, tmp_path):
     assert without_times(history)[: len(theirs)] == without_times(theirs)
     for name, weight in their_model.state_dict().items():
         assert torch.equal(model.state_dict()[name], weight), name
+
+
+def fsmt():
+    torch.manual_seed(0)
+    config = FSMTConfig(
+        langs=["en", "de"], src_vocab_size=103, tgt_vocab_size=103, d_model=32, encoder_layers=1,
+        decoder_layers=1, encoder_ffn_dim=32, decoder_ffn_dim=32, encoder_attention_heads=2,
+        decoder_attention_heads=2, max_position_embeddings=64, dropout=0.0, pad_token_id=0,
+        bos_token_id=1, eos_token_id=1, decoder_start_token_id=1, forced_eos_token_id=None,
+    )  # fmt: skip
+    return FSMTForConditionalGeneration(config), sequence_tokenizer()
+
+
+def two_berts():
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 103, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 32, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    }  # fmt: skip
+    decoder = BertConfig(**sizes, is_decoder=True, add_cross_attention=True)
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(BertConfig(**sizes), decoder)
+    config.decoder_start_token_id = config.pad_token_id = 0
+    return EncoderDecoderModel(config), sequence_tokenizer()
+
+
+@pytest.mark.filterwarnings("ignore:Version v4.12.0 introduces:FutureWarning")
+@pytest.mark.parametrize("make", [fsmt, two_berts])
+def test_models_that_are_built_in_other_ways_learn(make, rows):
+    """Targets are of one length: transformers lets FSMT learn the padding of others."""
+    settings = {**SETTINGS, "max_steps": 2}
+    rows = [[{**row, "target": "w1 w2 w3"} for row in each] for each in rows]
+    theirs, _ = reference(*make(), *rows, **settings)
+    history, _ = ours(make(), *rows, **settings)
+    expected, actual = ([e["loss"] for e in run if "loss" in e] for run in (theirs, history))
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=0)
+    _, model = ours(make(), *rows, lora={"r": 2}, **settings)
+    assert isinstance(model, PeftModel)
+
+
+def test_padding_of_targets_stays_padding():
+    _, module = batch_and_module(fsmt)
+    labels = torch.tensor([[5, 6, 1, -100]])
+    prepared = module.prepare({"labels": labels}, module.model)
+    assert prepared["decoder_input_ids"].tolist() == [[1, 5, 6, 1]]  # from its end, as fairseq does
+    assert labels.tolist() == [[5, 6, 1, -100]]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
