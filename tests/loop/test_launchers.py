@@ -236,11 +236,12 @@ def test_script_without_guard(call, told, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(100)
+@pytest.mark.parametrize("prompt", [["-"], ["-i", "-"]], ids=["pipe", "prompt"])
 @pytest.mark.parametrize(
     ("strategy", "told"),
     [("auto", None), ("fsdp", None), ("ddp", "Use strategy='ddp_notebook'")],
 )
-def test_code_without_a_script(strategy, told, tmp_path):
+def test_code_without_a_script(strategy, told, prompt, tmp_path):
     """As in a notebook: there is no file that other processes could run."""
     code = (
         "from tests.loop.test_strategies import SHORT, fit\n"
@@ -249,7 +250,7 @@ def test_code_without_a_script(strategy, told, tmp_path):
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
-        [sys.executable, "-"],
+        [sys.executable, *prompt],
         input=code,
         env=environment,
         capture_output=True,
@@ -257,7 +258,8 @@ def test_code_without_a_script(strategy, told, tmp_path):
         timeout=90,
         cwd=tmp_path,
     )
-    assert run.returncode == (told is not None), run.stderr
+    if "-i" not in prompt:  # a prompt goes on after an error
+        assert run.returncode == (told is not None), run.stderr
     # 3 epochs of 23 rows, 8 in an update
     assert (told or "trained: False 9\n") in run.stdout + run.stderr
 
