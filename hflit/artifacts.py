@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, TrainingArguments
+from transformers.utils import cached_file
 
-from hflit.adapters import inner_model, save_config
+from hflit.adapters import inner_model, save_config, trained_in_full
 
 HALVES = ("generator", "discriminator")
 ADAPTER = ("adapter_config.json", "adapter_model.*")
@@ -49,6 +51,48 @@ def save_artifacts(
     state.save_to_json(str(folder / "trainer_state.json"))
     arguments = {k: v for k, v in args.to_dict().items() if not k.endswith("_token")}
     (folder / "training_args.json").write_text(json.dumps(arguments, indent=2, default=str) + "\n")
+
+
+def check_base(model: PreTrainedModel) -> PreTrainedModel:
+    """Refuse to save an adapter apart from weights that are on no disk.
+
+    Its folder names where the weights below it come from, and other ones may stand there: those
+    from before an earlier training, say, or before tokens were added. The first row of each weight
+    is compared; a place that cannot be read says nothing.
+
+    Args:
+        model: What the caller gave, without the adapter.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: Another model goes by its name.
+    """
+    name = model.config.name_or_path
+    file = name and cached_file(
+        name,
+        "model.safetensors",
+        local_files_only=True,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if not file or getattr(model, "is_quantized", False):
+        return model
+    learned = tuple(f"{each}." for each in trained_in_full(model))  # saved with the adapter
+    weights = {k: v for k, v in model.state_dict().items() if v.dim() and not k.startswith(learned)}
+    with safe_open(file, "pt") as stored:
+        for key in weights.keys() & set(stored.keys()):
+            theirs, ours = stored.get_slice(key), weights[key]
+            same = list(theirs.get_shape()) == list(ours.shape)
+            if not same or not torch.equal(theirs[:1].to(ours), ours[:1]):
+                raise ValueError(
+                    f"base holds other weights than {name}, by whose name an adapter would find "
+                    f"them again ({key} differs). Save them with save_pretrained and give that "
+                    "folder as base, or use merge_adapter=True."
+                )
+    return model
 
 
 def _leave_one_form(model: Any, folder: Path) -> None:

@@ -29,7 +29,7 @@ from hflit.adapters import (
     weight_figures,
 )
 from hflit.arguments import parse
-from hflit.artifacts import save_artifacts
+from hflit.artifacts import check_base, save_artifacts
 from hflit.loading import Base, check_teacher, load_base
 from hflit.loop.bridge import Bridge
 from hflit.loop.checkpoints import Checkpoints
@@ -244,6 +244,8 @@ class HFTrainer:
                 gc.collect()  # models and optimizers of runs before: Lightning ties them in cycles
             align_special_tokens(model, start.tokenizer)
             if adapter is not None:
+                if start.model is not None and arguments.output_dir and not merge_adapter:
+                    model = task_class.each_model(model, check_base)
                 model = task_class.each_model(model, partial(add_adapter, config=adapter))
             own = {name: options[name] for name in task_class.options}
             taught_by = None if school is None else load(school, {})

@@ -10,6 +10,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     BitsAndBytesConfig,
     DistilBertConfig,
@@ -374,6 +375,40 @@ def test_errors_come_before_anything_is_read(options, error, words):
 def test_what_peft_refuses_is_told_with_the_argument(bases, settings):
     with pytest.raises((TypeError, ValueError), match="lora= cannot be used: "):
         run(bases / "bert", "text-classification", lora=settings)
+
+
+def trained(model):
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.dense.weight.add_(0.01)
+
+
+def resized(model):
+    model.resize_token_embeddings(model.config.vocab_size + 3)
+
+
+@pytest.mark.parametrize("change", [trained, resized])
+def test_an_adapter_is_not_saved_apart_from_weights_on_no_disk(bases, change, tmp_path):
+    """Once its folder named the weights from before, and said something else when it was loaded."""
+    task = "text-classification"
+
+    def base(change=None):
+        model = AutoModelForSequenceClassification.from_pretrained(bases / "bert", num_labels=3)
+        if change is not None:
+            change(model)
+        with torch.no_grad():
+            model.classifier.weight.add_(1.0)  # is saved with the adapter
+        return model, word_tokenizer()
+
+    def count(**options):
+        run(base(change), task, lora=True, **options)
+
+    folder = str(tmp_path / "out")
+    with pytest.raises(ValueError, match="other weights than .*bert.* differs.*merge_adapter"):
+        count(output_dir=folder)
+    assert not (tmp_path / "out").exists()
+    count()
+    count(output_dir=folder, merge_adapter=True)
+    run(base(), task, lora=True, output_dir=str(tmp_path / "kept"))
 
 
 def test_a_kind_of_four_bits_that_does_not_exist_is_refused():
