@@ -25,6 +25,7 @@ from hflit.cli.options import meanings, split_call
 from hflit.data import DataModule
 from hflit.data.answers import find_answer
 from hflit.data.batching import IGNORE_INDEX
+from hflit.data.files import public
 from hflit.data.questions import Questions
 from hflit.loading import check_teacher, load_base
 from hflit.loop.resume import find
@@ -244,7 +245,7 @@ def _fates(call: dict[str, Any]) -> dict[str, Any]:
     about = meanings()
     return {
         name: {
-            "value": "<hidden>" if name.endswith("_token") else value,
+            "value": "<hidden>" if name.endswith("_token") else public(value),
             "fate": re.split(r"[.:;](?: |$)", about[name])[0] or "An older name, translated",
         }
         for name, value in call.items()

@@ -16,6 +16,7 @@ from hflit.arguments import parse
 from hflit.cli.fit import read_call, show_figures
 from hflit.cli.options import split_call
 from hflit.data import DataModule
+from hflit.data.files import name_of
 from hflit.data.labels import Labels
 from hflit.loading import load_base
 from hflit.loop.evaluation import evaluate
@@ -51,7 +52,7 @@ def run(command: str, argv: Sequence[str]) -> int:
     if "--json" in argv:
         print(json.dumps(figures))
     else:
-        show_figures(figures, f"{model} on {config[rows_of]}")
+        show_figures(figures, f"{model} on {name_of(config[rows_of])}")
     return 0
 
 

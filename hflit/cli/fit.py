@@ -21,6 +21,7 @@ from rich.table import Table
 import hflit
 from hflit.checks import listed
 from hflit.cli.options import SECRETS, call_of, given, make_parser, read_options
+from hflit.data.files import public
 from hflit.loop.folders import flaw, numbered
 from hflit.pipeline import HFTrainer
 
@@ -157,7 +158,7 @@ def config_text(parser: ArgumentParser, config: Namespace) -> str:
 def _plain(value: Any) -> Any:
     """A value as YAML writes it: functions by their place, tuples as lists."""
     if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
+        return {name: _plain(each) for name, each in public(value).items()}
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
     if callable(value):

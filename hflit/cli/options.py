@@ -22,6 +22,7 @@ from jsonargparse import ArgumentParser, Namespace
 from transformers import TrainerCallback
 
 from hflit.arguments import DEFAULTS, FIELDS, Arguments, expanded
+from hflit.data.files import public
 from hflit.fields import DROPPED, GONE, REFUSED, RENAMED
 from hflit.pipeline import HFTrainer
 
@@ -84,6 +85,8 @@ class RunParser(ArgumentParser):
         cfg = cfg.clone()
         for name in SECRETS:
             cfg.pop(f"args.{name}", None)
+        for name in ("train", "validation", "test"):
+            cfg[f"data.{name}"] = public(cfg.get(f"data.{name}"))
         return super().dump(cfg, *args, **options)
 
     def format_help(self, *args: Any) -> str:

@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser
 
 from hflit.cli.fit import be_quiet
 from hflit.cli.options import read_options
-from hflit.data.files import read_files
+from hflit.data.files import name_of, read_files
 from hflit.predict import CHUNK, predictions
 from hflit.saved import load_saved
 
@@ -83,7 +83,7 @@ def _one_split(data: Any, name: Any) -> Any:
     if len(data) == 1:
         return next(iter(data.values()))
     raise ValueError(
-        f"--data={name} holds {', '.join(data)}. Name one of them: {{path: ..., split: ...}}."
+        f"--data={name_of(name)} holds {', '.join(data)}. Name one of them: {{path: ..., split: ...}}."
     )
 
 

@@ -41,6 +41,7 @@ COMPRESSED: dict[str, Callable[[Path], Any]] = {  # how it ends -> what opens it
 # Only an empty field is missing: "NA", "None" and "null" are texts and labels.
 CSV = {"keep_default_na": False, "na_values": [""]}
 HUB_NAME = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*(?::[\w.-]+)?")
+SECRETS = ("token", "use_auth_token", "storage_options")  # of a mapping
 PARQUET = b"PAR1"  # the first and the last bytes of such a file
 QUIET_BYTES = 50_000_000  # files up to this size are read without a progress bar
 
@@ -53,6 +54,13 @@ def is_name(data: Any) -> bool:
 def name_of(source: Any) -> str:
     """What a name is, in an error."""
     return str(source["path"] if isinstance(source, Mapping) else source)
+
+
+def public(value: Any) -> Any:
+    """A value as it may be written and shown: a mapping without its secrets."""
+    if not isinstance(value, Mapping):
+        return value
+    return {name: each for name, each in value.items() if name not in SECRETS}
 
 
 def read_files(
