@@ -46,7 +46,7 @@ def load_saved(folder: str | os.PathLike[str], trust_remote_code: bool = False) 
         FileNotFoundError: There is no such folder.
         ValueError: The model has no head for any task, or its base is unknown.
     """
-    path = Path(folder).expanduser()
+    path = Path(os.path.expanduser(folder))
     settings = read_run(path)
     if (path / "adapter_config.json").exists():
         task, model = _adapted(path, settings, trust_remote_code)
@@ -123,7 +123,8 @@ def _of_nothing(path: Path) -> ValueError:
 
 def is_adapter(folder: str | Path) -> bool:
     """Whether a folder holds an adapter, or those of a pair."""
-    places = (Path(folder).expanduser(), Path(folder, "discriminator").expanduser())
+    path = Path(os.path.expanduser(folder))
+    places = (path, path / "discriminator")
     return any((place / "adapter_config.json").exists() for place in places)
 
 

@@ -87,15 +87,25 @@ def read_files(
     """
     options = dict(source) if isinstance(source, Mapping) else {"path": source}
     name = os.fspath(options.pop("path"))
-    path = Path(name).expanduser()
+    if not name:
+        raise ValueError("The name of the data is empty. Give one, or leave the argument out.")
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         return _read_folder(path, options)
-    files = [path] if path.is_file() else [Path(found) for found in sorted(glob.glob(str(path)))]
-    if files:
+    if files := files_of(source):
         return _read_files(files, options, as_text)
     if KINDS.get(_ending(path)) or not HUB_NAME.fullmatch(name):
         raise FileNotFoundError(f"No file is called {name!r}, seen from {Path.cwd()}.")
     return _read_hub(name, options)
+
+
+def files_of(source: str | os.PathLike[str] | Mapping[str, Any]) -> list[Path]:
+    """The files that a name stands for; none for a data set of the Hub."""
+    name = source["path"] if isinstance(source, Mapping) else source
+    path = Path(os.path.expanduser(name))
+    if path.is_dir():
+        return [each for each in sorted(path.rglob("*")) if each.is_file()]
+    return [path] if path.is_file() else [Path(found) for found in sorted(glob.glob(str(path)))]
 
 
 def _read_files(files: list[Path], further: dict[str, Any], as_text: Sequence[str]) -> Any:
@@ -163,9 +173,7 @@ def _read_folder(folder: Path, options: dict[str, Any]) -> Any:
             return datasets.load_from_disk(str(folder))
         except IndexError as error:  # of a list of no pieces
             raise ValueError(f"{folder}: it has no rows.") from error
-    files = [
-        each for each in sorted(folder.rglob("*")) if _ending(each) in KINDS and each.is_file()
-    ]
+    files = [file for file in files_of(folder) if _ending(file) in KINDS]
     tables = [file for file in files if KINDS[_ending(file)] == "csv"]
     is_plain = options.keys() <= {"split", "streaming"}
     if is_plain:
@@ -173,7 +181,7 @@ def _read_folder(folder: Path, options: dict[str, Any]) -> Any:
         _check_heads(tables)
     own = CSV if tables and tables == files else {}
     try:
-        rows = _load(files, str(folder), **{**own, **options})
+        rows = _load(files, str(folder.resolve()), **{**own, **options})
     except Exception as error:
         problem = f"{folder}: {_innermost(error)}"
         raise ValueError(_flaw(files) or problem) from error

@@ -233,3 +233,21 @@ def test_a_file_is_read_again_if_rewritten_with_the_old_time(name, tmp_path, mon
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: calls.append(k) or load(*a, **k))
     assert read()._fingerprint == after._fingerprint
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", [".", "./", "../rows", "~x"])
+def test_a_folder_may_be_named_by_where_one_is(name, tmp_path, monkeypatch):
+    """`.` failed in datasets, and a name with ~ in front as if it were a user's home."""
+    folder = tmp_path / "rows"
+    (folder / "~x").mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    (folder / name / "train.csv").write_text("text,label\nw1,a\n")
+    assert read_files(name)["train"].to_list() == [{"text": "w1", "label": "a"}]
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("name", ["", {"path": ""}])
+def test_an_empty_name_is_told(split, name):
+    """Once it stood for the current folder."""
+    with pytest.raises(ValueError, match="name of the data is empty"):
+        data_module(**{"train": ROWS, split: name}, tokenization=None, args=None)
