@@ -13,14 +13,13 @@ from typing import Any
 
 import lightning.pytorch as L
 import transformers
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
 import hflit
 from hflit.checks import listed
-from hflit.cli.options import SECRETS, call_of, given, make_parser, read_options
+from hflit.cli.options import SECRETS, as_yaml, call_of, given, make_parser, read_options
 from hflit.data.files import public
 from hflit.loop.folders import flaw, numbered
 from hflit.pipeline import HFTrainer
@@ -152,7 +151,7 @@ def config_text(parser: ArgumentParser, config: Namespace) -> str:
     kept = {group: _plain(values) for group, values in groups.items() if values}
     versions = f"hflit {hflit.__version__}, transformers {transformers.__version__}"
     about = f"# What this run was given; all the rest was at the defaults of {versions}.\n"
-    return about + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+    return about + as_yaml(kept)
 
 
 def _plain(value: Any) -> Any:

@@ -46,10 +46,11 @@ TYPES = {
     **dict.fromkeys(("base", "teacher"), Union[str, None]),  # noqa: UP007  # a value, not an annotation
     **dict.fromkeys(("train", "validation"), Union[dict[str, Any], str, None]),  # noqa: UP007
     "fsdp": Union[bool, str, None],  # noqa: UP007
-    "columns": Union[list[str | None], str, None],  # noqa: UP007
     "callbacks": Union[list[L.Callback | TrainerCallback], L.Callback, TrainerCallback, None],  # noqa: UP007
 }
 SECRETS = ("hub_token", "push_to_hub_token")
+# 1e5 is a number to the parser, a text to YAML 1.1.
+NUMBER = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
 TEST = "Rows for `hflit test`; the other commands do not read them."
 
 
@@ -66,6 +67,19 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes YAML that the parser reads as it was."""
+
+
+for _each in (_Loader, _Dumper):
+    _each.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+0123456789"))
+
+
+def as_yaml(values: Any) -> str:
+    """Values as a file for --config; a text that looks like a number stands in quotes."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
 class RunParser(ArgumentParser):
     """Reads a group of a file that holds nothing, such as one in comments, as one not there."""
 
@@ -77,7 +91,7 @@ class RunParser(ArgumentParser):
             groups = content  # told by the parser
         if groups is None or (isinstance(groups, dict) and None in groups.values()):
             kept = {name: value for name, value in (groups or {}).items() if value is not None}
-            content = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+            content = as_yaml(kept)
         return super().parse_string(content, *args, **options)
 
     def dump(self, cfg: Namespace, *args: Any, **options: Any) -> str:
@@ -87,7 +101,8 @@ class RunParser(ArgumentParser):
             cfg.pop(f"args.{name}", None)
         for name in ("train", "validation", "test"):
             cfg[f"data.{name}"] = public(cfg.get(f"data.{name}"))
-        return super().dump(cfg, *args, **options)
+        shown = super().dump(cfg, *args, **options)
+        return shown if options.get("with_comments") else as_yaml(yaml.safe_load(shown))
 
     def format_help(self, *args: Any) -> str:
         """The help, with functions among the types by their names alone."""
@@ -111,6 +126,8 @@ def make_parser(command: str, about: str) -> ArgumentParser:
     for group, name, kind, default, about in _options():
         if {*typing.get_args(kind)} == {str, type(None)}:
             kind = text
+        elif name == "columns":
+            kind = names
         shown = about.replace("%", "%%") if about else argparse.SUPPRESS
         groups[group].add_argument(f"--{group}.{name}", type=kind, default=default, help=shown)
     return parser
@@ -254,8 +271,15 @@ def text(value: Any) -> str | None:
     if value is None or value == "null":
         return None
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is not text.")
+        raise ValueError(f"{value!r} is not text. In a file, put it in quotes.")
     return value
+
+
+def names(value: Any) -> list[str | None] | str | None:
+    """Names as they are typed, one or a list, also those in which YAML reads numbers; or null."""
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        value = yaml.load(value, yaml.BaseLoader)  # all is text to it
+    return [text(each) for each in value] if isinstance(value, list) else text(value)
 
 
 def _text_last(kind: Any) -> Any:

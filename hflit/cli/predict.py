@@ -14,10 +14,9 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jsonargparse import ArgumentParser
 
 from hflit.cli.fit import be_quiet
-from hflit.cli.options import read_options
+from hflit.cli.options import RunParser, names, read_options
 from hflit.data.files import files_of, name_of, read_files
 from hflit.predict import CHUNK, predictions
 from hflit.saved import load_saved
@@ -28,7 +27,7 @@ Kinds = list[pa.DataType]  # of the columns that are kept, which come first
 
 def run(command: str, argv: Sequence[str]) -> int:
     """Predict, and write."""
-    parser = ArgumentParser(
+    parser = RunParser(
         prog=f"hflit {command}",
         description="Write what a model says about each row of a file: label and score, answer, "
         "generated text, filled masks, by the task it was trained for.",
@@ -44,8 +43,8 @@ def run(command: str, argv: Sequence[str]) -> int:
     add(
         "--output", type=str | None, help="A .jsonl, .csv or .parquet file; without it, the screen."
     )
-    add("--columns", type=list[str] | str | None, help="Columns of text; those of the training.")
-    add("--keep", type=list[str] | str | None, help="Columns to copy from the data to the output.")
+    add("--columns", type=names, help="Columns of text; those of the training.")
+    add("--keep", type=names, help="Columns to copy from the data to the output.")
     add("--batch_size", type=int, default=32, help="Rows that the model reads at a time.")
     add("--trust_remote_code", type=bool, default=False, help="Run code that comes with the model.")
     config = read_options(parser, argv)
