@@ -8,11 +8,13 @@ import inspect
 import os
 import pydoc
 import re
+import textwrap
 import types
 import typing
 import warnings
 from collections.abc import Iterator, Sequence
 from enum import Enum
+from itertools import pairwise
 from typing import Any, Union
 
 import lightning.pytorch as L
@@ -49,6 +51,7 @@ TYPES = {
     "callbacks": Union[list[L.Callback | TrainerCallback], L.Callback, TrainerCallback, None],  # noqa: UP007
 }
 SECRETS = ("hub_token", "push_to_hub_token")
+MOST_LETTERS = 300  # of an error of the parser, which may quote a whole file
 # 1e5 is a number to the parser, a text to YAML 1.1.
 NUMBER = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
 TEST = "Rows for `hflit test`; the other commands do not read them."
@@ -154,6 +157,8 @@ def read_options(parser: ArgumentParser, argv: Sequence[str], defaults: bool = T
         (first if re.match(r"--config(=|$)", word) else rest).append(word)
         if word == "--config" and words:
             first.append(words.pop(0))
+    if "--args.output_dir=" in rest or ("--args.output_dir", "") in pairwise(rest):
+        raise ValueError("--args.output_dir is empty. Name a folder, or leave it out to save none.")
     try:
         printed = any(re.match(r"--print_config(=|$)", word) for word in rest)
         return parser.parse_args([*first, *rest], defaults=defaults or printed)
@@ -292,6 +297,7 @@ def _text_last(kind: Any) -> Any:
 def _told(parser: ArgumentParser, error: argparse.ArgumentError) -> str:
     """An error of the parser in one line, with the nearest name for one that is unknown."""
     text = " ".join(str(error).split())
+    text = text.replace("Unexpected config:", "A file for --config holds no groups of options:")
     known = [action.dest for action in parser._actions]
     unknown = re.search(
         r"unrecognized arguments: --([\w.]+)|Option '([\w.]+)' is not accepted", text
@@ -303,7 +309,7 @@ def _told(parser: ArgumentParser, error: argparse.ArgumentError) -> str:
         return f"Unknown option --{name}." + (f" Did you mean --{nearest[0]}?" if nearest else "")
     key = re.search(r'Parser key "([\w.]+)":\s*(.*)', text)
     if not key:
-        return text
+        return textwrap.shorten(text, MOST_LETTERS, placeholder=" ...")
     value = re.search(r"(?:Got value|Given value): (.*)$", key[2])
     action = next(each for each in parser._actions if each.dest == key[1])
     kind = getattr(action, "_typehint", None)

@@ -252,3 +252,18 @@ def test_a_number_for_a_name_is_told(parser):
     Path("a.yaml").write_text("data:\n  columns: [1e5, text]\n")
     with pytest.raises(ValueError, match=r"columns: 100000\.0 is not text.*put it in quotes"):
         read_options(parser, ["--config", "a.yaml"], defaults=False)
+
+
+def test_another_file_for_config_is_not_shown_whole(parser):
+    """Once all rows of the data stood in the error."""
+    Path("train.csv").write_text("text,label\n" + "w1 w2,good\n" * 1000)
+    with pytest.raises(ValueError, match="holds no groups of options: text,label w1") as error:
+        read_options(parser, ["--config", "train.csv"])
+    assert len(str(error.value)) <= 300
+
+
+@pytest.mark.parametrize("words", [["--args.output_dir", ""], ["--args.output_dir="]])
+def test_an_empty_folder_for_the_model_is_refused(words, read):
+    """Once it trained, and saved nothing."""
+    with pytest.raises(ValueError, match=r"--args\.output_dir is empty\. Name a folder"):
+        read(*words)

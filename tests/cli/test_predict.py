@@ -280,3 +280,11 @@ def test_a_link_for_predictions_stays_one(base, program):
 def test_an_empty_output_is_refused(program):
     words = ["--model", "no", "--data", "no.csv", "--output", ""]
     assert "--output= must end in one of: .jsonl" in program("predict", *words)[2]
+
+
+def test_numbers_in_place_of_texts_are_told_as_such(base, program):
+    """Once the row was said to have no text."""
+    base()
+    Path("new.csv").write_text("text\n7\n8\n")
+    told = "Column 'text' of the new data holds int, not text: row 0 is 7."
+    assert told in program("predict", "--model", "base", "--data", "new.csv")[2]
