@@ -267,6 +267,20 @@ def test_the_command_that_goes_on_holds_no_token_and_one_checkpoint():
     words = ["--args.hub_token", "hf_secret", "--args.resume_from_checkpoint=one", "--args.seed=3"]
     command = resuming("fit", [*words, "--model.checkpoint", "two"])
     assert shlex.split(command)[-4:] == ["fit", "--args.seed=3", "--model.checkpoint", "true"]
+    mapping = "{path: a.csv, token: hf_secret}"
+    words = [
+        "--data.train",
+        mapping,
+        f"--data.validation={mapping}",
+        "--data.train.token",
+        "hf_secret",
+    ]
+    words += ["--args.lr_scheduler_kwargs", "{a: 1}"]
+    command = shlex.split(resuming("fit", words))
+    assert command[command.index("fit") + 1 : -2] == [
+        *("--data.train", '{"path": "a.csv"}', '--data.validation={"path": "a.csv"}'),
+        *("--args.lr_scheduler_kwargs", "{a: 1}"),
+    ]
 
 
 @pytest.mark.timeout(100)
