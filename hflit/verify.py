@@ -66,7 +66,8 @@ def verify_resume(steps: int = 8, stop: int | None = None, **call: Any) -> str |
     stop = steps // 2 if stop is None else stop
     if not 0 < stop < steps:
         raise ValueError(f"stop={stop} must be at least 1 and less than steps={steps}.")
-    schedule = getattr(schedule := call.get("lr_scheduler_type"), "value", schedule)
+    schedule = call.get("lr_scheduler_type")
+    schedule = getattr(schedule, "value", schedule)  # of an enum
     if schedule in FOLLOWS_EVALUATIONS:
         raise ValueError(
             f"lr_scheduler_type={schedule!r} follows evaluations, which the trial leaves out. Try "

@@ -13,6 +13,7 @@ import types
 import typing
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from enum import Enum
 from itertools import pairwise
 from typing import Any, Union
@@ -283,7 +284,8 @@ def text(value: Any) -> str | None:
 def names(value: Any) -> list[str | None] | str | None:
     """Names as they are typed, one or a list, also those in which YAML reads numbers; or null."""
     if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
-        value = yaml.load(value, yaml.BaseLoader)  # all is text to it
+        with suppress(yaml.YAMLError):  # a name that only looks like a list
+            value = yaml.load(value, yaml.BaseLoader)  # all is text to it
     return [text(each) for each in value] if isinstance(value, list) else text(value)
 
 

@@ -41,7 +41,7 @@ COMPRESSED: dict[str, Callable[[Path], Any]] = {  # how it ends -> what opens it
 # Only an empty field is missing: "NA", "None" and "null" are texts and labels.
 CSV = {"keep_default_na": False, "na_values": [""]}
 HUB_NAME = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*(?::[\w.-]+)?")
-SECRETS = ("token", "use_auth_token", "storage_options")  # of a mapping
+SECRETS = ("token", "use_auth_token", "storage_options")  # in a mapping: not written, not shown
 PARQUET = b"PAR1"  # the first and the last bytes of such a file
 QUIET_BYTES = 50_000_000  # files up to this size are read without a progress bar
 

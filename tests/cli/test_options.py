@@ -248,6 +248,11 @@ def test_an_empty_group_beside_them_changes_no_value(parser):
     assert (config.data.columns, config.args.learning_rate) == (["1e5"], 1e-5)
 
 
+def test_a_name_may_look_like_half_a_list(read):
+    assert read("--data.columns", "[a, 'b]") == {"columns": "[a, 'b]"}
+    assert read("--data.columns", '["a", null]') == {"columns": ["a", None]}
+
+
 def test_a_number_for_a_name_is_told(parser):
     Path("a.yaml").write_text("data:\n  columns: [1e5, text]\n")
     with pytest.raises(ValueError, match=r"columns: 100000\.0 is not text.*put it in quotes"):
