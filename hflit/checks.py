@@ -287,7 +287,7 @@ def _folder_problems(folder: Any) -> list[str]:
     path = Path(folder or ".").absolute()
     if path.is_file():
         return [f"output_dir={folder!r} is a file. Name a folder."]
-    there = next(each for each in (path, *path.parents) if each.exists())
+    there = next(each for each in (path, *path.parents) if os.path.lexists(each))
     if folder and not (there.is_dir() and os.access(there, os.W_OK)):
         return [f"output_dir={folder!r} cannot be written: see {there}."]
     return []

@@ -127,12 +127,29 @@ def _read_names(path: str, source: str, trust_remote_code: bool) -> tuple[Any, A
         raise ValueError(
             f"{path}: {f'{error}'.splitlines()[0].split(', or contain')[0]}"
         ) from error
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(source, trust_remote_code)
     # Where there are no files, transformers makes a tokenizer that knows no word.
     files = (*getattr(tokenizer, "vocab_files_names", {}).values(), "tokenizer_config.json")
     if folder.is_dir() and not any((folder / name).is_file() for name in files):
         raise ValueError(f"{path} holds no tokenizer: none of {', '.join(files)}. Save it there.")
     return config, tokenizer
+
+
+def load_tokenizer(path: str, trust_remote_code: bool) -> Any:
+    """The tokenizer of a folder or hub id.
+
+    Raises:
+        ValueError: One of its files in the folder cannot be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as error:  # of tokenizers, which has no kind of its own
+        if not Path(path).is_dir():
+            raise
+        told = f"{error}".splitlines()[0]
+        raise ValueError(
+            f"The tokenizer in {path} cannot be read, perhaps cut off ({told})."
+        ) from error
 
 
 def resolve_maxlength(maxlength: int | None, base: Base, name: str = "maxlength") -> int | None:

@@ -74,7 +74,14 @@ def predictions(
         for row, each in enumerate(texts, first):
             missing = [n for n, text in zip(names, each, strict=True) if not isinstance(text, str)]
             if missing:
-                raise ValueError(f"Row {row} of the new data has no text in {missing[0]!r}.")
+                name, value = missing[0], each[names.index(missing[0])]
+                if value is None:
+                    raise ValueError(f"Row {row} of the new data has no text in {name!r}.")
+                kind = type(value).__name__
+                raise ValueError(
+                    f"Column {name!r} of the new data holds {kind}, not text: row {row} is "
+                    f"{value!r}."
+                )
         with fast_layers(saved.model):
             found = _by_length(predict, texts, first, batch_size)
         yield from found

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase
 
-from hflit.loading import load_base, load_weights
+from hflit.loading import load_base, load_tokenizer, load_weights
+from hflit.loop.folders import NAME
 from hflit.tasks import TASKS
 
 RUN_FILE = "run.json"  # what the call was given, beside the model
@@ -46,13 +48,11 @@ def load_saved(folder: str | os.PathLike[str], trust_remote_code: bool = False) 
         FileNotFoundError: There is no such folder.
         ValueError: The model has no head for any task, or its base is unknown.
     """
-    path = Path(folder).expanduser()
+    path = Path(os.path.expanduser(folder))
     settings = read_run(path)
     if (path / "adapter_config.json").exists():
         task, model = _adapted(path, settings, trust_remote_code)
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            str(path), trust_remote_code=trust_remote_code
-        )
+        tokenizer = load_tokenizer(str(path), trust_remote_code)
         tokenizer = load_base((model, tokenizer)).tokenizer
         return Saved(task, model.eval(), tokenizer, settings)
     if (path / "discriminator" / "adapter_config.json").exists():
@@ -73,9 +73,30 @@ def load_saved(folder: str | os.PathLike[str], trust_remote_code: bool = False) 
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """What the call was given that left a folder; empty if that is not known."""
-    file = folder / RUN_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    """What the call was given that left a folder; empty if that is not known.
+
+    Raises:
+        ValueError: The file that tells it cannot be read.
+    """
+    file, place = folder / RUN_FILE, folder.resolve()
+    if not file.exists() and NAME.fullmatch(place.name):  # a checkpoint-N in the folder of its run
+        file = place.parent / RUN_FILE
+    return read_json(file) if file.exists() else {}
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a file of JSON.
+
+    Raises:
+        ValueError: There is none; the file is named.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON, perhaps cut off ({error}).") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds {type(found).__name__}, not an object of JSON: {{...}}.")
+    return found
 
 
 def save_run(folder: str | Path, facts: dict[str, Any]) -> None:
@@ -86,7 +107,7 @@ def save_run(folder: str | Path, facts: dict[str, Any]) -> None:
 
 def _adapted(path: Path, settings: dict[str, Any], trust_remote_code: bool) -> tuple[str, Any]:
     """Task and model of an adapter's folder."""
-    adapter = PeftConfig.from_pretrained(str(path))
+    adapter = _adapter_config(path)
     base = adapter.base_model_name_or_path
     kinds = [task for task, kind in TASKS.items() if kind.lora_type == str(adapter.task_type)]
     task = settings.get("task") or next(iter(kinds), None)
@@ -98,20 +119,34 @@ def _adapted(path: Path, settings: dict[str, Any], trust_remote_code: bool) -> t
     model = load_weights(
         start, base, TASKS[task].auto_model, config, ignore_mismatched_sizes=resized
     )
-    return task, PeftModel.from_pretrained(model, str(path))
+    return task, _with_adapter(model, path)
 
 
 def _adapted_pair(path: Path, trust_remote_code: bool) -> Any:
     """Both halves of token-detection, each with its adapter."""
-    base = PeftConfig.from_pretrained(str(path / "generator")).base_model_name_or_path
+    base = _adapter_config(path / "generator").base_model_name_or_path
     if not base:
         raise _of_nothing(path)
     folder = Path(base).parent  # of a base that is such a pair itself
     root = str(folder) if (folder / "discriminator").is_dir() else base
     pair = TASKS["token-detection"].load(load_base(root, trust_remote_code), {})
-    pair.generator = PeftModel.from_pretrained(pair.generator, str(path / "generator"))
-    pair.discriminator = PeftModel.from_pretrained(pair.discriminator, str(path / "discriminator"))
+    pair.generator = _with_adapter(pair.generator, path / "generator")
+    pair.discriminator = _with_adapter(pair.discriminator, path / "discriminator")
     return pair
+
+
+def _adapter_config(path: Path) -> Any:
+    read_json(path / "adapter_config.json")  # peft names no file
+    return PeftConfig.from_pretrained(str(path))
+
+
+def _with_adapter(model: Any, path: Path) -> PeftModel:
+    try:
+        return PeftModel.from_pretrained(model, str(path))
+    except SafetensorError as error:
+        raise ValueError(
+            f"The adapter in {path} cannot be read, perhaps cut off ({error})."
+        ) from error
 
 
 def _of_nothing(path: Path) -> ValueError:
@@ -123,7 +158,8 @@ def _of_nothing(path: Path) -> ValueError:
 
 def is_adapter(folder: str | Path) -> bool:
     """Whether a folder holds an adapter, or those of a pair."""
-    places = (Path(folder).expanduser(), Path(folder, "discriminator").expanduser())
+    path = Path(os.path.expanduser(folder))
+    places = (path, path / "discriminator")
     return any((place / "adapter_config.json").exists() for place in places)
 
 

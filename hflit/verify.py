@@ -25,6 +25,9 @@ LEFT_OUT = (
 )
 
 
+FOLLOWS_EVALUATIONS = ("reduce_lr_on_plateau", "greedy")  # schedules
+
+
 class _StopAfter(TrainerCallback):
     """Saves a checkpoint after some updates, and ends the run there as a signal does."""
 
@@ -58,11 +61,18 @@ def verify_resume(steps: int = 8, stop: int | None = None, **call: Any) -> str |
         weights are the same to the bit.
 
     Raises:
-        ValueError: `stop` does not lie within the run.
+        ValueError: `stop` does not lie within the run, or the schedule follows evaluations.
     """
     stop = steps // 2 if stop is None else stop
     if not 0 < stop < steps:
         raise ValueError(f"stop={stop} must be at least 1 and less than steps={steps}.")
+    schedule = call.get("lr_scheduler_type")
+    schedule = getattr(schedule, "value", schedule)  # of an enum
+    if schedule in FOLLOWS_EVALUATIONS:
+        raise ValueError(
+            f"lr_scheduler_type={schedule!r} follows evaluations, which the trial leaves out. Try "
+            "it with another schedule."
+        )
     kept = {name: value for name, value in call.items() if name not in LEFT_OUT}
     kept |= {"max_steps": steps, "logging_steps": 1, "save_strategy": "steps", "devices": 1}
     kept |= {"save_steps": steps, "strategy": "auto"}

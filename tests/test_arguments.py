@@ -7,6 +7,7 @@ import json
 import math
 import pickle
 import warnings
+from pathlib import Path
 
 import accelerate
 import lightning.pytorch as pl
@@ -612,3 +613,11 @@ def test_callbacks_of_both_libraries_mix():
 def test_callbacks_are_nothing_else(wrong):
     with pytest.raises(TypeError, match="takes callbacks of lightning.pytorch and of transformers"):
         parse({"callbacks": wrong})
+
+
+@pytest.mark.parametrize("folder", ["link", "link/run"])
+def test_a_link_to_nowhere_is_no_place_for_a_model(folder):
+    """Once this was known after the run."""
+    Path("link").symlink_to("gone")
+    with pytest.raises(ValueError, match=f"output_dir='{folder}' cannot be written: see .*link"):
+        parse({"output_dir": folder})

@@ -10,6 +10,7 @@ from transformers import BertConfig
 from hflit import HFTrainer
 from hflit.arguments import parse
 from hflit.cli.check import check
+from hflit.cli.main import main
 from hflit.report.page import write_page
 from hflit.saved import load_saved, read_run
 from tests.tasks import tiny
@@ -57,6 +58,35 @@ def test_errors_and_checks_hide_tokens():
     with pytest.raises(TypeError) as error:
         parse({"hub_token": [SECRET]})
     assert SECRET not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["token", "storage_options"])
+def test_a_token_in_a_mapping_of_data_is_nowhere(key, tmp_path, capfd):
+    """Once it stood in the model card, and in everything else that tells of a run."""
+    tiny.make("text-classification", 0)[0].save_pretrained("base")
+    tiny.make("text-classification", 0)[1].save_pretrained("base")
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    value = {"password": SECRET} if key == "storage_options" else SECRET
+    parts = {"path": "rows.jsonl", key: value}
+    config = {
+        "model": {"base": "base"},
+        "data": dict.fromkeys(("train", "validation", "test"), parts),
+        "args": {"max_steps": 2, "use_cpu": True, "output_dir": "out"},
+    }
+    Path("run.yaml").write_text(json.dumps(config))
+    assert main(["fit", "--config", "run.yaml"]) == 0
+    assert main(["report", "--model", "out", "--rows", "1"]) == 0
+    assert main(["validate", "--config", "run.yaml"]) == 0
+    main(["check", "--config", "run.yaml", "--json"])
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "run.yaml", "--print_config"])
+    files = [path for path in Path("out").rglob("*") if path.is_file()]
+    names = {"README.md", "run.json", "config.yaml", "report.html"}
+    assert names <= {file.name for file in files}
+    assert not [file for file in files if SECRET.encode() in file.read_bytes()]
+    written = capfd.readouterr()
+    assert "out on rows.jsonl:" in written.out
+    assert SECRET not in written.out + written.err
 
 
 CODE = """

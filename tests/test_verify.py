@@ -64,3 +64,11 @@ def test_a_run_that_never_repeats_is_told_of(monkeypatch):
 def test_a_stop_outside_the_run_is_an_error():
     with pytest.raises(ValueError, match="stop=8 must be at least 1 and less than steps=8"):
         verify_resume(base="no-such-model", train=[], stop=8)
+
+
+@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
+def test_a_schedule_that_follows_evaluations_is_refused(schedule):
+    """Once an eval strategy was said to be missing, though it was given."""
+    given = {"lr_scheduler_type": schedule, "eval_strategy": "steps", "eval_steps": 1}
+    with pytest.raises(ValueError, match=f"{schedule}' follows evaluations, which the trial"):
+        verify_resume(base="no", train=[], **given)

@@ -25,6 +25,7 @@ from hflit.cli.options import meanings, split_call
 from hflit.data import DataModule
 from hflit.data.answers import find_answer
 from hflit.data.batching import IGNORE_INDEX
+from hflit.data.files import public
 from hflit.data.questions import Questions
 from hflit.loading import check_teacher, load_base
 from hflit.loop.resume import find
@@ -171,21 +172,27 @@ def _repeated(data: DataModule) -> list[str]:
         if isinstance(rows, datasets.Dataset):
             places: dict[tuple[str, ...], list[int]] = {}
             for number, row in enumerate(rows):
-                places.setdefault(tuple(map(str, row.values())), []).append(number)
+                places.setdefault(tuple(map(_alike, row.values())), []).append(number)
             seen[split] = places
     told = []
-    twice = [rows for rows in seen.get("train", {}).values() if len(rows) > 1]
+    train = seen.get("train", {})  # of a stream nothing
+    twice = [rows for rows in train.values() if len(rows) > 1]
     if twice:
         extra = sum(len(rows) - 1 for rows in twice)
         first = ", ".join(" = ".join(map(str, rows[:3])) for rows in twice[:3])
         told.append(f"{extra} training rows repeat earlier ones (rows {first}).")
-    both = [rows[0] for key, rows in seen.get("validation", {}).items() if key in seen["train"]]
+    both = [rows[0] for key, rows in seen.get("validation", {}).items() if key in train]
     if both:
         told.append(
             f"{len(both)} validation rows also stand in the training data: rows {_some(both)} of "
             "the validation data."
         )
     return told
+
+
+def _alike(value: Any) -> str:
+    """A value as text; a class is the same one as 0 and as 0.0."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _misaligned(data: DataModule) -> list[str]:
@@ -244,7 +251,7 @@ def _fates(call: dict[str, Any]) -> dict[str, Any]:
     about = meanings()
     return {
         name: {
-            "value": "<hidden>" if name.endswith("_token") else value,
+            "value": "<hidden>" if name.endswith("_token") else public(value),
             "fate": re.split(r"[.:;](?: |$)", about[name])[0] or "An older name, translated",
         }
         for name, value in call.items()

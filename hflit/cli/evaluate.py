@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -16,9 +17,11 @@ from hflit.arguments import parse
 from hflit.cli.fit import read_call, show_figures
 from hflit.cli.options import split_call
 from hflit.data import DataModule
+from hflit.data.files import name_of
 from hflit.data.labels import Labels
 from hflit.loading import load_base
 from hflit.loop.evaluation import evaluate
+from hflit.loop.precision import full_eval
 from hflit.pipeline import HFTrainer
 from hflit.request import check_request, read_data
 from hflit.saved import is_adapter, load_saved
@@ -31,7 +34,7 @@ READ = (
     *("prediction_loss_only", "eval_do_concat_batches", "eval_accumulation_steps", "log_level"),
     *("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),  # of a stream
     *("dataloader_num_workers", "dataloader_pin_memory", "accelerator", "precision"),
-    "limit_val_batches",
+    *("limit_val_batches", "bf16_full_eval", "fp16_full_eval"),
 )
 
 
@@ -49,9 +52,11 @@ def run(command: str, argv: Sequence[str]) -> int:
     if command == "test":
         figures = {name.replace("eval_", "test_", 1): value for name, value in figures.items()}
     if "--json" in argv:
-        print(json.dumps(figures))
+        values = figures.items()
+        odd = [name for name, v in values if isinstance(v, float) and not math.isfinite(v)]
+        print(json.dumps({**figures, **dict.fromkeys(odd)}))  # JSON has no name for them
     else:
-        show_figures(figures, f"{model} on {config[rows_of]}")
+        show_figures(figures, f"{model} on {name_of(config[rows_of])}")
     return 0
 
 
@@ -72,6 +77,7 @@ def evaluate_model(model: str, rows: Any, call: dict[str, Any]) -> dict[str, flo
         around.enter_context(torch.no_grad())
         if not module.parity:
             around.enter_context(fast_layers(module.model))
+        around.enter_context(full_eval(module.model, module.args))
         limit = call.get("limit_val_batches")
         figures = evaluate(module, data, module.args, metrics, limit=limit)
     if "eval_loss" not in figures:

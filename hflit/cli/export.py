@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -47,8 +48,11 @@ def run(command: str, argv: Sequence[str]) -> int:
     config = read_options(parser, argv)
     if not config.model:
         raise ValueError("--model must be given.")
-    if not config.output and not Path(config.model).expanduser().is_dir():
-        raise ValueError("--output must be given for a model of the Hub.")
+    if not config.output and not Path(os.path.expanduser(config.model)).is_dir():
+        raise ValueError(
+            f"There is no folder {config.model}, seen from {Path.cwd()}. For a model of the Hub, "
+            "--output must be given."
+        )
     be_quiet()
     file, difference = export(config.model, config.output or Path(config.model, "onnx"))
     print(f"{file}: its logits differ by {difference:.1e} at most.")
@@ -86,7 +90,7 @@ def export(model: str | Path, folder: str | Path) -> tuple[Path, float]:
     plain = getattr(saved.model, "discriminator", saved.model)
     plain = (merged(plain) if isinstance(plain, PeftModel) else plain).cpu().float().eval()
     plain.config.use_cache = False  # of a decoder that classifies
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     folder.mkdir(parents=True, exist_ok=True)
     inputs = _inputs(plain, saved.tokenizer, LENGTHS)
     part, file = folder / "model.part.onnx", folder / "model.onnx"

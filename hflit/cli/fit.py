@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
@@ -20,7 +21,8 @@ from rich.table import Table
 
 import hflit
 from hflit.checks import listed
-from hflit.cli.options import SECRETS, call_of, given, make_parser, read_options
+from hflit.cli.options import SECRETS, as_yaml, call_of, given, make_parser, read_options
+from hflit.data import files
 from hflit.loop.folders import flaw, numbered
 from hflit.pipeline import HFTrainer
 
@@ -79,13 +81,26 @@ def resuming(command: str, argv: Sequence[str]) -> str:
     if Path(sys.argv[0]).name == "__main__.py":
         program = [Path(sys.executable).name, "-m", "hflit"]
     left_out = {"--model.checkpoint", *(f"--args.{name}" for name in (*RESUMING, *SECRETS))}
+    splits = ("train", "validation", "test")
+    left_out |= {f"--data.{split}.{name}" for split in splits for name in files.SECRETS}
     given, words = iter(argv), []
     for word in given:
         if word.partition("=")[0] not in left_out:
-            words.append(word)
+            words.append(_public(word))
         elif "=" not in word:
             next(given, None)  # its value
     return shlex.join([*program, command, *words, "--model.checkpoint", "true"])
+
+
+def _public(word: str) -> str:
+    """A word of the command line, where it holds a mapping without the secrets of that."""
+    before, brace, rest = word.partition("{")
+    try:
+        found = yaml.safe_load(brace + rest)
+    except yaml.YAMLError:
+        return word
+    kept = files.public(found)
+    return word if kept == found else before + json.dumps(kept)
 
 
 def fitted(call: dict[str, Any], text: str) -> HFTrainer:
@@ -151,13 +166,13 @@ def config_text(parser: ArgumentParser, config: Namespace) -> str:
     kept = {group: _plain(values) for group, values in groups.items() if values}
     versions = f"hflit {hflit.__version__}, transformers {transformers.__version__}"
     about = f"# What this run was given; all the rest was at the defaults of {versions}.\n"
-    return about + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+    return about + as_yaml(kept)
 
 
 def _plain(value: Any) -> Any:
     """A value as YAML writes it: functions by their place, tuples as lists."""
     if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
+        return {name: _plain(each) for name, each in files.public(value).items()}
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
     if callable(value):

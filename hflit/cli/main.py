@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         difference; 2 at an error of the user's; 130 after Ctrl-C. A reader who has left, as
         `| head` does, is no error.
     """
+    if sys.stdout is None:  # closed before the start, as by `>&-`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # to the end
     try:
         try:
             return _status(list(sys.argv[1:] if argv is None else argv) or ["--help"])
@@ -92,8 +94,12 @@ def _status(argv: list[str]) -> int:
     debug = "--debug" in options or os.environ.get("HFLIT_DEBUG", "0") not in ("", "0")
     options = [option for option in options if option != "--debug"]
     warnings.showwarning = _show_warning
-    if os.getcwd() not in sys.path:  # functions of one's own, such as --model.metrics mine.score
-        sys.path.append(os.getcwd())
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        return _fail(command, "The current folder is not there any more. Go to another one.")
+    if here not in sys.path:  # functions of one's own, such as --model.metrics mine.score
+        sys.path.append(here)
     try:
         return import_module(f"hflit.cli.{COMMANDS[command][0]}").run(command, options)
     except KeyboardInterrupt:

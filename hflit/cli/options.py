@@ -8,11 +8,14 @@ import inspect
 import os
 import pydoc
 import re
+import textwrap
 import types
 import typing
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from enum import Enum
+from itertools import pairwise
 from typing import Any, Union
 
 import lightning.pytorch as L
@@ -22,6 +25,7 @@ from jsonargparse import ArgumentParser, Namespace
 from transformers import TrainerCallback
 
 from hflit.arguments import DEFAULTS, FIELDS, Arguments, expanded
+from hflit.data.files import public
 from hflit.fields import DROPPED, GONE, REFUSED, RENAMED
 from hflit.pipeline import HFTrainer
 
@@ -45,10 +49,12 @@ TYPES = {
     **dict.fromkeys(("base", "teacher"), Union[str, None]),  # noqa: UP007  # a value, not an annotation
     **dict.fromkeys(("train", "validation"), Union[dict[str, Any], str, None]),  # noqa: UP007
     "fsdp": Union[bool, str, None],  # noqa: UP007
-    "columns": Union[list[str | None], str, None],  # noqa: UP007
     "callbacks": Union[list[L.Callback | TrainerCallback], L.Callback, TrainerCallback, None],  # noqa: UP007
 }
 SECRETS = ("hub_token", "push_to_hub_token")
+MOST_LETTERS = 300  # of an error of the parser, which may quote a whole file
+# 1e5 is a number to the parser, a text to YAML 1.1.
+NUMBER = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
 TEST = "Rows for `hflit test`; the other commands do not read them."
 
 
@@ -65,6 +71,19 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes YAML that the parser reads as it was."""
+
+
+for _each in (_Loader, _Dumper):
+    _each.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+0123456789"))
+
+
+def as_yaml(values: Any) -> str:
+    """Values as a file for --config; a text that looks like a number stands in quotes."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
 class RunParser(ArgumentParser):
     """Reads a group of a file that holds nothing, such as one in comments, as one not there."""
 
@@ -76,7 +95,7 @@ class RunParser(ArgumentParser):
             groups = content  # told by the parser
         if groups is None or (isinstance(groups, dict) and None in groups.values()):
             kept = {name: value for name, value in (groups or {}).items() if value is not None}
-            content = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+            content = as_yaml(kept)
         return super().parse_string(content, *args, **options)
 
     def dump(self, cfg: Namespace, *args: Any, **options: Any) -> str:
@@ -84,7 +103,10 @@ class RunParser(ArgumentParser):
         cfg = cfg.clone()
         for name in SECRETS:
             cfg.pop(f"args.{name}", None)
-        return super().dump(cfg, *args, **options)
+        for name in ("train", "validation", "test"):
+            cfg[f"data.{name}"] = public(cfg.get(f"data.{name}"))
+        shown = super().dump(cfg, *args, **options)
+        return shown if options.get("with_comments") else as_yaml(yaml.safe_load(shown))
 
     def format_help(self, *args: Any) -> str:
         """The help, with functions among the types by their names alone."""
@@ -108,6 +130,8 @@ def make_parser(command: str, about: str) -> ArgumentParser:
     for group, name, kind, default, about in _options():
         if {*typing.get_args(kind)} == {str, type(None)}:
             kind = text
+        elif name == "columns":
+            kind = names
         shown = about.replace("%", "%%") if about else argparse.SUPPRESS
         groups[group].add_argument(f"--{group}.{name}", type=kind, default=default, help=shown)
     return parser
@@ -134,6 +158,8 @@ def read_options(parser: ArgumentParser, argv: Sequence[str], defaults: bool = T
         (first if re.match(r"--config(=|$)", word) else rest).append(word)
         if word == "--config" and words:
             first.append(words.pop(0))
+    if "--args.output_dir=" in rest or ("--args.output_dir", "") in pairwise(rest):
+        raise ValueError("--args.output_dir is empty. Name a folder, or leave it out to save none.")
     try:
         printed = any(re.match(r"--print_config(=|$)", word) for word in rest)
         return parser.parse_args([*first, *rest], defaults=defaults or printed)
@@ -251,8 +277,16 @@ def text(value: Any) -> str | None:
     if value is None or value == "null":
         return None
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is not text.")
+        raise ValueError(f"{value!r} is not text. In a file, put it in quotes.")
     return value
+
+
+def names(value: Any) -> list[str | None] | str | None:
+    """Names as they are typed, one or a list, also those in which YAML reads numbers; or null."""
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        with suppress(yaml.YAMLError):  # a name that only looks like a list
+            value = yaml.load(value, yaml.BaseLoader)  # all is text to it
+    return [text(each) for each in value] if isinstance(value, list) else text(value)
 
 
 def _text_last(kind: Any) -> Any:
@@ -265,6 +299,7 @@ def _text_last(kind: Any) -> Any:
 def _told(parser: ArgumentParser, error: argparse.ArgumentError) -> str:
     """An error of the parser in one line, with the nearest name for one that is unknown."""
     text = " ".join(str(error).split())
+    text = text.replace("Unexpected config:", "A file for --config holds no groups of options:")
     known = [action.dest for action in parser._actions]
     unknown = re.search(
         r"unrecognized arguments: --([\w.]+)|Option '([\w.]+)' is not accepted", text
@@ -276,7 +311,7 @@ def _told(parser: ArgumentParser, error: argparse.ArgumentError) -> str:
         return f"Unknown option --{name}." + (f" Did you mean --{nearest[0]}?" if nearest else "")
     key = re.search(r'Parser key "([\w.]+)":\s*(.*)', text)
     if not key:
-        return text
+        return textwrap.shorten(text, MOST_LETTERS, placeholder=" ...")
     value = re.search(r"(?:Got value|Given value): (.*)$", key[2])
     action = next(each for each in parser._actions if each.dest == key[1])
     kind = getattr(action, "_typehint", None)

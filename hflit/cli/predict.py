@@ -14,11 +14,10 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jsonargparse import ArgumentParser
 
 from hflit.cli.fit import be_quiet
-from hflit.cli.options import read_options
-from hflit.data.files import read_files
+from hflit.cli.options import RunParser, names, read_options
+from hflit.data.files import files_of, name_of, read_files
 from hflit.predict import CHUNK, predictions
 from hflit.saved import load_saved
 
@@ -28,7 +27,7 @@ Kinds = list[pa.DataType]  # of the columns that are kept, which come first
 
 def run(command: str, argv: Sequence[str]) -> int:
     """Predict, and write."""
-    parser = ArgumentParser(
+    parser = RunParser(
         prog=f"hflit {command}",
         description="Write what a model says about each row of a file: label and score, answer, "
         "generated text, filled masks, by the task it was trained for.",
@@ -44,17 +43,20 @@ def run(command: str, argv: Sequence[str]) -> int:
     add(
         "--output", type=str | None, help="A .jsonl, .csv or .parquet file; without it, the screen."
     )
-    add("--columns", type=list[str] | str | None, help="Columns of text; those of the training.")
-    add("--keep", type=list[str] | str | None, help="Columns to copy from the data to the output.")
+    add("--columns", type=names, help="Columns of text; those of the training.")
+    add("--keep", type=names, help="Columns to copy from the data to the output.")
     add("--batch_size", type=int, default=32, help="Rows that the model reads at a time.")
     add("--trust_remote_code", type=bool, default=False, help="Run code that comes with the model.")
     config = read_options(parser, argv)
     missing = [f"--{name}" for name in ("model", "data") if not config[name]]
     if missing:
         raise ValueError(f"{' and '.join(missing)} must be given.")
-    output = config.output and Path(config.output).expanduser()
+    output = None if config.output is None else Path(os.path.expanduser(config.output))
     if output and output.suffix not in WRITERS:
-        raise ValueError(f"--output={output} must end in one of: {', '.join(WRITERS)}.")
+        raise ValueError(f"--output={config.output} must end in one of: {', '.join(WRITERS)}.")
+    file = output and output.resolve()  # where it is a link, what it leads to
+    if file and file in [each.resolve() for each in files_of(config.data)]:
+        raise ValueError(f"--output={output} would replace the rows of --data. Name another file.")
     be_quiet()
     keep = list(dict.fromkeys(_listed(config.keep) or []))
     data = _one_split(read_files(config.data, as_text=keep), config.data)
@@ -62,15 +64,15 @@ def run(command: str, argv: Sequence[str]) -> int:
     kinds = _kept(data, keep) if keep else []
     found = predictions(saved, data, _listed(config.columns), config.batch_size)
     rows = _beside(data, keep, found) if keep else found
-    if output is None:
+    if output is None or file is None:
         for row in rows:
             print(_json(row))
         return 0
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(f"{output.name}.part")  # nobody takes half a file for a whole one
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.part")  # nobody takes half a file for a whole one
     try:
         count = WRITERS[output.suffix](part, rows, kinds)
-        os.replace(part, output)
+        os.replace(part, file)
     finally:
         part.unlink(missing_ok=True)
     print(f"{count} predictions ({saved.task}) are in {output}.", file=sys.stderr)
@@ -83,7 +85,8 @@ def _one_split(data: Any, name: Any) -> Any:
     if len(data) == 1:
         return next(iter(data.values()))
     raise ValueError(
-        f"--data={name} holds {', '.join(data)}. Name one of them: {{path: ..., split: ...}}."
+        f"--data={name_of(name)} holds {', '.join(data)}. Name one of them: "
+        "{path: ..., split: ...}."
     )
 
 

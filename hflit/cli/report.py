@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def run(command: str, argv: Sequence[str]) -> int:
     config = read_options(parser, argv)
     if not config.model:
         raise ValueError("--model must be given.")
-    folder = Path(config.model)
+    folder = Path(os.path.expanduser(config.model))
     if not (folder / "trainer_state.json").exists():
         raise FileNotFoundError(f"--model={folder} is no folder that a run left.")
     be_quiet()
@@ -58,7 +59,10 @@ def _judgement(folder: Path, facts: dict[str, Any], data: Any, most: int) -> Jud
     given = facts.get("call", {})
     rows = data or given.get("validation")
     if rows is None:
-        return f"{lacking} the run had no validation data. --data names rows to judge."
+        why = (
+            "the run had no validation data" if facts else "there is no run.json, which names them"
+        )
+        return f"{lacking} {why}. --data names rows to judge."
     if not data and "validation" in facts.get("objects", {}):
         return f"{lacking} the run was given {rows}, not a file. --data names rows to judge."
     call = {name: value for name, value in given.items() if name not in OBJECTS}

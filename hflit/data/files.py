@@ -20,6 +20,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
+from datasets.fingerprint import Hasher
 
 KINDS = {  # how a file's name ends, uncompressed -> the builder of `datasets` that reads it
     ".csv": "csv",
@@ -40,6 +41,7 @@ COMPRESSED: dict[str, Callable[[Path], Any]] = {  # how it ends -> what opens it
 # Only an empty field is missing: "NA", "None" and "null" are texts and labels.
 CSV = {"keep_default_na": False, "na_values": [""]}
 HUB_NAME = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*(?::[\w.-]+)?")
+SECRETS = ("token", "use_auth_token", "storage_options")  # in a mapping: not written, not shown
 PARQUET = b"PAR1"  # the first and the last bytes of such a file
 QUIET_BYTES = 50_000_000  # files up to this size are read without a progress bar
 
@@ -52,6 +54,13 @@ def is_name(data: Any) -> bool:
 def name_of(source: Any) -> str:
     """What a name is, in an error."""
     return str(source["path"] if isinstance(source, Mapping) else source)
+
+
+def public(value: Any) -> Any:
+    """A value as it may be written and shown: a mapping without its secrets."""
+    if not isinstance(value, Mapping):
+        return value
+    return {name: each for name, each in value.items() if name not in SECRETS}
 
 
 def read_files(
@@ -78,15 +87,25 @@ def read_files(
     """
     options = dict(source) if isinstance(source, Mapping) else {"path": source}
     name = os.fspath(options.pop("path"))
-    path = Path(name).expanduser()
+    if not name:
+        raise ValueError("The name of the data is empty. Give one, or leave the argument out.")
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         return _read_folder(path, options)
-    files = [path] if path.is_file() else [Path(found) for found in sorted(glob.glob(str(path)))]
-    if files:
+    if files := files_of(source):
         return _read_files(files, options, as_text)
     if KINDS.get(_ending(path)) or not HUB_NAME.fullmatch(name):
         raise FileNotFoundError(f"No file is called {name!r}, seen from {Path.cwd()}.")
     return _read_hub(name, options)
+
+
+def files_of(source: str | os.PathLike[str] | Mapping[str, Any]) -> list[Path]:
+    """The files that a name stands for; none for a data set of the Hub."""
+    name = source["path"] if isinstance(source, Mapping) else source
+    path = Path(os.path.expanduser(name))
+    if path.is_dir():
+        return [each for each in sorted(path.rglob("*")) if each.is_file()]
+    return [path] if path.is_file() else [Path(found) for found in sorted(glob.glob(str(path)))]
 
 
 def _read_files(files: list[Path], further: dict[str, Any], as_text: Sequence[str]) -> Any:
@@ -109,7 +128,7 @@ def _read_files(files: list[Path], further: dict[str, Any], as_text: Sequence[st
     names = [str(file) for file in files]
     try:
         patterns = [glob.escape(name) for name in names]  # datasets takes names for patterns
-        rows = datasets.load_dataset(kind, data_files=patterns, **{**options, **further})
+        rows = _load(files, kind, data_files=patterns, **{**options, **further})
     except Exception as error:  # of pandas, pyarrow or datasets, which name no line
         raise ValueError(_flaw(files) or f"{names[0]}: {_innermost(error)}") from error
     finally:
@@ -154,7 +173,7 @@ def _read_folder(folder: Path, options: dict[str, Any]) -> Any:
             return datasets.load_from_disk(str(folder))
         except IndexError as error:  # of a list of no pieces
             raise ValueError(f"{folder}: it has no rows.") from error
-    files = [file for file in sorted(folder.rglob("*")) if _ending(file) in KINDS]
+    files = [file for file in files_of(folder) if _ending(file) in KINDS]
     tables = [file for file in files if KINDS[_ending(file)] == "csv"]
     is_plain = options.keys() <= {"split", "streaming"}
     if is_plain:
@@ -162,13 +181,38 @@ def _read_folder(folder: Path, options: dict[str, Any]) -> Any:
         _check_heads(tables)
     own = CSV if tables and tables == files else {}
     try:
-        rows = datasets.load_dataset(str(folder), **{**own, **options})
+        rows = _load(files, str(folder.resolve()), **{**own, **options})
     except Exception as error:
         problem = f"{folder}: {_innermost(error)}"
         raise ValueError(_flaw(files) or problem) from error
     if is_plain and any(_delimiter(file) == "\t" for file in tables):
         rows = _quotes_checked(rows, str(folder))
     return rows
+
+
+def _load(files: list[Path], *arguments: Any, **options: Any) -> Any:
+    """What `load_dataset` reads, and reads again where its cache is older than the files.
+
+    datasets 5.2 knows a local file by its path and by the time that it says it was written. That
+    time can be set, as `cp -p` and `rsync -t` do, and then the old rows came out of the cache.
+    """
+    rows = datasets.load_dataset(*arguments, **options)
+    if options.get("streaming"):
+        return rows
+    found = [file.stat() for file in files]
+    changed = max((each.st_ctime_ns for each in found), default=0)
+    caches = [Path(each["filename"]) for split in _splits(rows) for each in split.cache_files]
+    # Rows that are kept in memory do not tell where they came from.
+    if changed > min((cache.stat().st_mtime_ns for cache in caches), default=0):
+        rows = datasets.load_dataset(*arguments, **{"download_mode": "force_redownload", **options})
+    for split in _splits(rows):  # tokens are kept by it
+        states = [(each.st_size, each.st_ctime_ns) for each in found]
+        split._fingerprint = Hasher.hash([split._fingerprint, states])
+    return rows
+
+
+def _splits(rows: Any) -> list[datasets.Dataset]:
+    return list(rows.values()) if isinstance(rows, datasets.DatasetDict) else [rows]
 
 
 def _read_hub(name: str, options: dict[str, Any]) -> Any:

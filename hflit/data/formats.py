@@ -107,7 +107,7 @@ def data_module(train: Any, validation: Any = None, **options: Any) -> DataModul
             if not has_splits:
                 raise
             raise ValueError(
-                f"validation={validation!r} is not a split of the data, which has "
+                f"validation={name_of(validation)!r} is not a split of the data, which has "
                 f"{_quoted(train)}, and not a file."
             ) from error
     module = _format_of(train, "train")(train, validation, **options)

@@ -213,7 +213,7 @@ def find(checkpoint: Any, args: TrainingArguments) -> Checkpoint | None:
         raise TypeError(f"checkpoint={wanted!r} must be True or the name of a folder.")
     if wanted is True:
         return _read(_newest(args.output_dir))
-    folder = Path(f"{wanted}").expanduser()
+    folder = Path(os.path.expanduser(f"{wanted}"))
     problem = flaw(folder) or _lack(folder) or _unreadable(folder)
     if problem:
         raise ValueError(

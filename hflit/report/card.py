@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import pprint
 from collections.abc import Sequence
 from pathlib import Path
@@ -139,8 +140,18 @@ def _training(folder: Path, facts: dict[str, Any]) -> str:
     return "\n".join([*lines, f"Versions: {versions}."])
 
 
+class _Literals(pprint.PrettyPrinter):
+    """Writes floats without a literal, such as inf, as a call that makes them."""
+
+    def format(self, object: Any, *args: Any) -> tuple[str, bool, bool]:
+        if isinstance(object, float) and not math.isfinite(object):
+            return f'float("{object}")', True, False
+        return super().format(object, *args)
+
+
 def _literal(value: Any) -> str:
-    return pprint.pformat(value, width=90, sort_dicts=False).replace("\n", "\n    ")
+    shown = _Literals(width=90, sort_dicts=False).pformat(value)
+    return shown.replace("\n", "\n    ")
 
 
 def _listed(value: Any) -> str:

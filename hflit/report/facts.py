@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 import hflit
 from hflit.checks import listed
 from hflit.data import DataModule, Labels
+from hflit.data.files import public
 from hflit.data.labels import SINGLE
 
 VERSIONS = ("torch", "lightning", "transformers", "datasets", "peft", "tokenizers")
@@ -85,7 +86,7 @@ def named(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, dict):
-        return {str(name): named(each) for name, each in value.items()}
+        return {str(name): named(each) for name, each in public(value).items()}
     if isinstance(value, (list, tuple)) and len(value) == 2 and hasattr(value[0], "parameters"):
         path = getattr(value[0].config, "name_or_path", "")
         return path or Words(f"a {type(value[0]).__name__} in memory")

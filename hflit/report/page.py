@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from sacrebleu import sentence_chrf
 from hflit.report.card import shown
 from hflit.report.curves import as_svg, histogram, learning_curves, length_histogram, scatter
 from hflit.report.judged import Judgement
+from hflit.saved import read_json
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
@@ -51,8 +51,8 @@ def write_page(
     Returns:
         The page.
     """
-    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-    arguments = json.loads((folder / "training_args.json").read_text(encoding="utf-8"))
+    state = read_json(folder / "trainer_state.json")
+    arguments = read_json(folder / "training_args.json")
     history = state["log_history"]
     title = f"{folder.absolute().name}: {facts.get('task', 'a run')}"
     parts = [f"<h1>{_safe(title)}</h1>"]

@@ -82,6 +82,21 @@ def test_a_checkpoint_to_go_on_from_is_read_and_nothing_is_changed(base, found, 
     assert sorted(Path().rglob("*")) == before
 
 
+def test_a_stream_is_checked_beside_a_plain_file(base, found):
+    """Once the answer was 'train': there were no rows of that to look in."""
+    words = [*base(), "--data.train={path: train.jsonl, streaming: true}", "--args.max_steps", "2"]
+    status, report = found(*words)
+    assert (status, report["wrong"]) == (0, [])
+
+
+def test_a_class_is_the_same_as_a_whole_number_and_as_a_float(base, found):
+    words = base()
+    write("train.jsonl", [{"text": f"w{i} w1", "label": i % 3} for i in range(6)])
+    write("val.jsonl", [{"text": f"w{i} w1", "label": float(i == 1)} for i in range(3)])
+    wrong = "2 validation rows also stand in the training data: rows 0, 1 of the validation data."
+    assert found(*words)[1]["wrong"] == [wrong]
+
+
 def test_repeated_and_shared_rows_are_found(base, found):
     words = base()
     rows = [{"text": f"w{i} w1", "label": i % 3} for i in range(6)]

@@ -75,7 +75,9 @@ def test_what_cannot_be_exported_is_said(tmp_path, program, monkeypatch):
         assert f"{task} is a model for {task}: it writes token by token" in err
         assert not (tmp_path / task / "onnx").exists()
     assert "--model must be given" in program("export")[2]
-    assert "--output must be given" in program("export", "--model", "owner/name")[2]
+    told = program("export", "--model", "owner/name")[2]
+    assert "There is no folder owner/name, seen from" in told
+    assert "For a model of the Hub, --output must be given." in told
     monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxruntime" else 1)
     told = "Export needs onnxruntime. Install: pip install hflit[onnx]."
     assert told in program("export", "--model", "sequence-sequence")[2]

@@ -132,6 +132,26 @@ def test_validate_takes_as_many_batches_as_the_run(base, program):
     assert json.loads(program("test", *words)[1])["test_loss"] == found[0]["eval_loss"]
 
 
+@pytest.mark.parametrize("argument", ["bf16_full_eval", "fp16_full_eval"])
+def test_validate_takes_half_weights_as_the_run_did(argument, base, program):
+    """Once they were whole here."""
+    run = [*base(), *TRAIN, "--args.output_dir", "out"]
+    assert program("fit", *run, f"--args.{argument}", "true")[0] == 0
+    history = json.loads(Path("out/trainer_state.json").read_text())["log_history"]
+    (last,) = [entry["eval_loss"] for entry in history if "eval_loss" in entry][-1:]
+    words = ([*run, f"--args.{argument}", "true", "--json"], [*run, "--json"])
+    half, whole = (json.loads(program("validate", *each)[1])["eval_loss"] for each in words)
+    assert half == last != whole
+
+
+def test_a_figure_that_is_no_number_is_null_in_json(base, program, monkeypatch):
+    """Once it was NaN, which no other program reads as JSON."""
+    figures = {"eval_loss": float("nan"), "eval_top": float("inf"), "eval_accuracy": 0.5}
+    monkeypatch.setattr("hflit.cli.evaluate.evaluate_model", lambda *_: figures)
+    out = program("validate", *base(), "--json")[1]
+    assert out == '{"eval_loss": null, "eval_top": null, "eval_accuracy": 0.5}\n'
+
+
 @pytest.mark.parametrize("limit", ["0", "0.01"])
 def test_validate_of_no_batch_is_refused(limit, base, program):
     """Once it said that the accuracy was 0.0."""
@@ -247,6 +267,20 @@ def test_the_command_that_goes_on_holds_no_token_and_one_checkpoint():
     words = ["--args.hub_token", "hf_secret", "--args.resume_from_checkpoint=one", "--args.seed=3"]
     command = resuming("fit", [*words, "--model.checkpoint", "two"])
     assert shlex.split(command)[-4:] == ["fit", "--args.seed=3", "--model.checkpoint", "true"]
+    mapping = "{path: a.csv, token: hf_secret}"
+    words = [
+        "--data.train",
+        mapping,
+        f"--data.validation={mapping}",
+        "--data.train.token",
+        "hf_secret",
+    ]
+    words += ["--args.lr_scheduler_kwargs", "{a: 1}"]
+    command = shlex.split(resuming("fit", words))
+    assert command[command.index("fit") + 1 : -2] == [
+        *("--data.train", '{"path": "a.csv"}', '--data.validation={"path": "a.csv"}'),
+        *("--args.lr_scheduler_kwargs", "{a: 1}"),
+    ]
 
 
 @pytest.mark.timeout(100)

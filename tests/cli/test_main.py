@@ -115,3 +115,22 @@ def test_an_error_of_lightning_is_one_line_too(base, program):
 def test_what_is_missing_is_named(program):
     err = program("fit")[2]
     assert "--model.base and --data.train must be given" in err
+
+
+def test_a_folder_that_is_gone_is_told(program, tmp_path, monkeypatch):
+    """Once with a traceback, of the look for functions of one's own."""
+    monkeypatch.chdir(tmp_path)
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    told = "hflit predict: The current folder is not there any more. Go to another one.\n"
+    assert program("predict") == (2, "", told)
+
+
+def test_a_closed_screen_is_no_error():
+    """Once it ended with a traceback: there was nothing to flush."""
+    words = f"{sys.executable} -m hflit --version >&-"
+    where = sys.path[0] or None
+    done = subprocess.run(words, shell=True, capture_output=True, text=True, cwd=where)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -10,6 +10,7 @@ import transformers
 import yaml
 
 from hflit.arguments import parse
+from hflit.cli.fit import config_text
 from hflit.cli.options import DATA, call_of, given, make_parser, read_options, split_call
 from hflit.pipeline import HFTrainer
 
@@ -137,7 +138,9 @@ def test_a_text_may_be_none_and_is_no_number(read, tmp_path):
     (tmp_path / "a.yaml").write_text("data: {merge: null}\n")
     assert read("--config", "a.yaml") == read("--data.merge", "null") == {"merge": None}
     (tmp_path / "b.yaml").write_text("data: {prefix: 1}\n")
-    with pytest.raises(ValueError, match=r"^--data.prefix: 1 is not text\.$"):
+    with pytest.raises(
+        ValueError, match=r"^--data.prefix: 1 is not text\. In a file, put it in quotes\.$"
+    ):
         read("--config", "b.yaml")
 
 
@@ -218,3 +221,54 @@ def test_metrics_that_cannot_be_imported_say_why(read, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError, match=r"metrics=broken_metrics\.score: .*no_such_package"):
         read("--model.metrics", "broken_metrics.score")
+
+
+TYPED = {"run_name": "1e23456", "project": "-1.5E-3", "trackio_space_id": "2024"}
+
+
+def test_texts_that_look_like_numbers_stay_texts(parser, capsys):
+    """Once YAML held 1e5 without quotes, which the parser reads as a number."""
+    words = [f"--args.{name}={value}" for name, value in TYPED.items()]
+    words += ["--data.columns", "[1e5, null, 2024]", "--args.learning_rate", "1e-5"]
+    config = read_options(parser, words, defaults=False)
+    with pytest.raises(SystemExit):
+        parser.parse_args([*words, "--print_config"])
+    printed = capsys.readouterr().out
+    for text in (config_text(parser, config), printed):
+        Path("again.yaml").write_text(text)
+        again = read_options(parser, ["--config", "again.yaml"], defaults=False)
+        assert {name: again.args[name] for name in TYPED} == TYPED
+        assert again.data.columns == ["1e5", None, "2024"]
+        assert again.args.learning_rate == 1e-5
+
+
+def test_an_empty_group_beside_them_changes_no_value(parser):
+    Path("a.yaml").write_text("data:\n  columns: ['1e5']\nargs:\n  learning_rate: 1e-5\nmodel:\n")
+    config = read_options(parser, ["--config", "a.yaml"], defaults=False)
+    assert (config.data.columns, config.args.learning_rate) == (["1e5"], 1e-5)
+
+
+def test_a_name_may_look_like_half_a_list(read):
+    assert read("--data.columns", "[a, 'b]") == {"columns": "[a, 'b]"}
+    assert read("--data.columns", '["a", null]') == {"columns": ["a", None]}
+
+
+def test_a_number_for_a_name_is_told(parser):
+    Path("a.yaml").write_text("data:\n  columns: [1e5, text]\n")
+    with pytest.raises(ValueError, match=r"columns: 100000\.0 is not text.*put it in quotes"):
+        read_options(parser, ["--config", "a.yaml"], defaults=False)
+
+
+def test_another_file_for_config_is_not_shown_whole(parser):
+    """Once all rows of the data stood in the error."""
+    Path("train.csv").write_text("text,label\n" + "w1 w2,good\n" * 1000)
+    with pytest.raises(ValueError, match="holds no groups of options: text,label w1") as error:
+        read_options(parser, ["--config", "train.csv"])
+    assert len(str(error.value)) <= 300
+
+
+@pytest.mark.parametrize("words", [["--args.output_dir", ""], ["--args.output_dir="]])
+def test_an_empty_folder_for_the_model_is_refused(words, read):
+    """Once it trained, and saved nothing."""
+    with pytest.raises(ValueError, match=r"--args\.output_dir is empty\. Name a folder"):
+        read(*words)

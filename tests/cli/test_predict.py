@@ -252,3 +252,39 @@ def test_what_cannot_be_predicted_is_said(base, program):
     assert program(*words, "bad.jsonl", "--output", "x.jsonl")[0] == 2
     assert not list(Path().glob("x.jsonl*"))
     assert "--model and --data must be given" in program("predict")[2]
+
+
+@pytest.mark.parametrize("data", ["new.csv", "n*.csv", ".", "link.csv", "{path: new.csv}"])
+@pytest.mark.parametrize("output", ["new.csv", "./link.csv"])
+def test_predictions_do_not_replace_the_rows(data, output, program):
+    """Once the texts were gone; nothing is loaded before this is said."""
+    Path("new.csv").write_text("text\nw1\n")
+    Path("link.csv").symlink_to("new.csv")
+    status, _, err = program("predict", "--model", "no", "--data", data, "--output", output)
+    assert (status, Path("new.csv").read_text()) == (2, "text\nw1\n")
+    assert "would replace the rows of --data" in err
+
+
+def test_a_link_for_predictions_stays_one(base, program):
+    base()
+    Path("there").mkdir()
+    Path("out.jsonl").symlink_to("there/real.jsonl")
+    words = ["--model", "base", "--data", "val.jsonl", "--output", "out.jsonl"]
+    assert program("predict", *words)[0] == 0
+    assert Path("out.jsonl").is_symlink()
+    lines = Path("there/real.jsonl").read_text().splitlines()
+    assert len(lines) == len(rows("text-classification"))
+    assert [path.name for path in Path("there").iterdir()] == ["real.jsonl"]
+
+
+def test_an_empty_output_is_refused(program):
+    words = ["--model", "no", "--data", "no.csv", "--output", ""]
+    assert "--output= must end in one of: .jsonl" in program("predict", *words)[2]
+
+
+def test_numbers_in_place_of_texts_are_told_as_such(base, program):
+    """Once the row was said to have no text."""
+    base()
+    Path("new.csv").write_text("text\n7\n8\n")
+    told = "Column 'text' of the new data holds int, not text: row 0 is 7."
+    assert told in program("predict", "--model", "base", "--data", "new.csv")[2]

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import zipfile
 
 import datasets
@@ -202,3 +203,51 @@ def test_quotes_in_a_tsv_file_are_read_as_asked(quoting, texts, tmp_path):
 def test_a_quoted_field_may_have_several_lines(tmp_path):
     (tmp_path / "a.tsv").write_text('text\tlabel\n"w1\nw2"\t0\n"w3\tw4"\t1\n')
     assert read_files("a.tsv")["text"][:] == ["w1\nw2", "w3\tw4"]
+
+
+@pytest.mark.parametrize("name", ["rows/a.csv", "rows", "rows/a.csv.gz"])
+def test_a_file_is_read_again_if_rewritten_with_the_old_time(name, tmp_path, monkeypatch):
+    """As `rsync -t` and `tar` do. Once the old rows came out of the cache, and their tokens."""
+    (tmp_path / "rows").mkdir()
+    file = tmp_path / ("rows/a.csv" if name == "rows" else name)
+
+    def write(label):
+        content = f"text,label\nw1,{label}\n".encode()
+        file.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+        os.utime(file, (1e9, 1e9))
+
+    def read():
+        rows = read_files(name)
+        return rows["train"] if name == "rows" else rows
+
+    write("a")
+    before, same = read(), read()
+    assert before._fingerprint == same._fingerprint
+    assert before["label"][:] == same["label"][:] == ["a"]
+    write("b")
+    after = read()
+    assert after["label"][:] == ["b"]
+    assert after._fingerprint != before._fingerprint
+    calls = []
+    load = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: calls.append(k) or load(*a, **k))
+    assert read()._fingerprint == after._fingerprint
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", [".", "./", "../rows", "~x"])
+def test_a_folder_may_be_named_by_where_one_is(name, tmp_path, monkeypatch):
+    """`.` failed in datasets, and a name with ~ in front as if it were a user's home."""
+    folder = tmp_path / "rows"
+    (folder / "~x").mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    (folder / name / "train.csv").write_text("text,label\nw1,a\n")
+    assert read_files(name)["train"].to_list() == [{"text": "w1", "label": "a"}]
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("name", ["", {"path": ""}])
+def test_an_empty_name_is_told(split, name):
+    """Once it stood for the current folder."""
+    with pytest.raises(ValueError, match="name of the data is empty"):
+        data_module(**{"train": ROWS, split: name}, tokenization=None, args=None)

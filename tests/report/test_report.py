@@ -14,6 +14,7 @@ from transformers import IntervalStrategy
 
 from hflit import HFTrainer
 from hflit.cli.main import main
+from hflit.report.card import python_call
 
 
 def fitted(base, rows, **options):
@@ -167,3 +168,12 @@ def test_what_the_page_lacks_is_told(tiny_bert, ragged_rows, capsys):
 def test_a_folder_without_a_run_has_no_report(capsys):
     assert main(["report", "--model", "nothing"]) == 2
     assert "is no folder that a run left" in capsys.readouterr().err
+
+
+def test_numbers_without_a_literal_are_written_as_python():
+    """Once they were names that no one had imported: inf."""
+    given = {"a": float("inf"), "b": [float("-inf"), 0.5], "c": {"d": float("nan")}}
+    text = python_call({"call": given})
+    assert text.splitlines()[3] == '    a=float("inf"),'
+    read = eval("dict(" + text.partition("HFTrainer()(")[2])
+    assert repr(read) == repr(given)
