@@ -130,7 +130,9 @@ def share_of(batches: int | None, limit: float) -> int | None:
             "number of batches."
         )
     if int(limit * batches) == 0:
-        raise ValueError(f"limit_val_batches={limit} of {batches} batches leaves none.")
+        raise ValueError(
+            f"limit_val_batches={limit} of {batches} batches leaves no batch to evaluate."
+        )
     return int(limit * batches)
 
 

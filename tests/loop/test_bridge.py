@@ -167,7 +167,9 @@ def test_a_share_of_the_batches_that_is_none_or_unknown_is_refused(
 ):
     validation = datasets.Dataset.from_list(ragged_rows(8, seed=1))  # one batch
     validation = validation.to_iterable_dataset() if streamed else validation
-    told = "a share of a stream" if streamed else "limit_val_batches=0.9 of 1 batches leaves none"
+    told = (
+        "a share of a stream" if streamed else "limit_val_batches=0.9 of 1 batches leaves no batch"
+    )
     call = {"validation": validation, "max_steps": 1}
     with pytest.raises(ValueError, match=told):
         HFTrainer()(tiny_bert(), ragged_rows(8), limit_val_batches=0.9, **call)
