@@ -105,6 +105,28 @@ def test_a_forward_of_ones_own_decides_the_loss(kind):
     assert found[0] != pytest.approx(run(tiny.make(task, seed=0), task)[1][0], rel=1e-3)
 
 
+class MeanOverRows(BertForSequenceClassification):
+    """Weights that do not depend on which rows share a batch."""
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        outputs = super().forward(input_ids, attention_mask)
+        losses = F.cross_entropy(outputs.logits, labels, reduction="none")
+        outputs.loss = (WEIGHTS[labels] * losses).mean()
+        return outputs
+
+
+def test_small_batches_are_one_large_batch():
+    task, logs = "text-classification", []
+    for batch, windows in ((24, 1), (5, 5)):
+        trainer = HFTrainer()
+        trainer(
+            made(MeanOverRows, task), tiny.rows(task), max_steps=1, logging_steps=1,
+            per_device_train_batch_size=batch, gradient_accumulation_steps=windows,
+        )  # fmt: skip
+        logs.append([trainer.state.log_history[0][name] for name in ("loss", "grad_norm")])
+    assert logs[1] == pytest.approx(logs[0], rel=1e-5)
+
+
 def test_the_loss_is_told_by_its_author_not_by_a_batch():
     """On rows of one class a weighted mean is the plain one; bfloat16 hides small differences."""
     task, model = "text-classification", made(WeightedClasses, "text-classification")[0]
