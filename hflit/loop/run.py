@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import datasets
 import lightning.pytorch as L
 from transformers import TrainerCallback
+from transformers.trainer_utils import SaveStrategy
 
 from hflit.arguments import Arguments
 from hflit.checks import check_schedule
@@ -49,6 +50,8 @@ def run_length(args: Arguments, flags: dict[str, Any], data: DataModule) -> Leng
     if isinstance(share, float) and share and rows is not None:
         is_counted = isinstance(rows, datasets.Dataset)
         share_of(len(data.val_dataloader()) if is_counted else None, share)
+    if share == 0 and (args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST):
+        raise ValueError("limit_val_batches=0 evaluates nothing, and so no model is the best.")
     length = _length(args, flags.get("limit_train_batches"), data)
     check_schedule(args, length.steps)
     return length
