@@ -41,8 +41,9 @@ def test_a_checkpoint_knows_what_its_run_was_given(left, capsys, monkeypatch):
     assert read_run(Path("out/logs")) == {}
     (folder / "run.json").unlink()
     monkeypatch.setenv("HOME", str(folder.absolute()))
-    assert main(["report", "--model=~/checkpoint-2"]) == 0
-    assert "there is no run.json, which names them. --data" in capsys.readouterr().out
+    for words in ([], ["--data", "rows.jsonl"]):
+        assert main(["report", "--model=~/checkpoint-2", *words]) == 0
+        assert "no run.json, which tells what the run was given" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["[1]", '{"task": "text-cl', "\udcff"])

@@ -58,11 +58,10 @@ def _judgement(folder: Path, facts: dict[str, Any], data: Any, most: int) -> Jud
     lacking = "The page lacks what is taken for what and the rows with the highest loss:"
     given = facts.get("call", {})
     rows = data or given.get("validation")
+    if not facts:
+        return f"{lacking} there is no run.json, which tells what the run was given."
     if rows is None:
-        why = (
-            "the run had no validation data" if facts else "there is no run.json, which names them"
-        )
-        return f"{lacking} {why}. --data names rows to judge."
+        return f"{lacking} the run had no validation data. --data names rows to judge."
     if not data and "validation" in facts.get("objects", {}):
         return f"{lacking} the run was given {rows}, not a file. --data names rows to judge."
     call = {name: value for name, value in given.items() if name not in OBJECTS}
