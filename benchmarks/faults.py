@@ -173,7 +173,10 @@ def run(
 def _kill(child: int, target: str) -> None:
     ranks = psutil.Process(child).children()
     if target == "all" or len(ranks) < 2:
-        os.killpg(child, signal.SIGKILL)
+        try:
+            os.killpg(child, signal.SIGKILL)
+        except ProcessLookupError:  # so young that it is alone, and in no group of its own yet
+            os.kill(child, signal.SIGKILL)
     else:  # the others have to end by themselves
         ranks[TARGETS.index(target) - 1].kill()
 
