@@ -23,9 +23,7 @@ LEFT_OUT = (
     *("metric_for_best_model", "greater_is_better", "evaluation_strategy", "eval_steps"),
     *("logging_strategy", "logging_first_step", "enable_jit_checkpoint"),
 )
-
-
-FOLLOWS_EVALUATIONS = ("reduce_lr_on_plateau", "greedy")  # schedules
+NEED_EVALUATIONS = ("reduce_lr_on_plateau", "greedy")  # schedules
 
 
 class _StopAfter(TrainerCallback):
@@ -68,7 +66,7 @@ def verify_resume(steps: int = 8, stop: int | None = None, **call: Any) -> str |
         raise ValueError(f"stop={stop} must be at least 1 and less than steps={steps}.")
     schedule = call.get("lr_scheduler_type")
     schedule = getattr(schedule, "value", schedule)  # of an enum
-    if schedule in FOLLOWS_EVALUATIONS:
+    if schedule in NEED_EVALUATIONS:
         raise ValueError(
             f"lr_scheduler_type={schedule!r} follows evaluations, which the trial leaves out. Try "
             "it with another schedule."

@@ -205,8 +205,8 @@ def _load(files: list[Path], *arguments: Any, **options: Any) -> Any:
     # Rows that are kept in memory do not tell where they came from.
     if changed > min((cache.stat().st_mtime_ns for cache in caches), default=0):
         rows = datasets.load_dataset(*arguments, **{"download_mode": "force_redownload", **options})
+    states = [(each.st_size, each.st_ctime_ns) for each in found]
     for split in _splits(rows):  # tokens are kept by it
-        states = [(each.st_size, each.st_ctime_ns) for each in found]
         split._fingerprint = Hasher.hash([split._fingerprint, states])
     return rows
 
