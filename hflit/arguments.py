@@ -25,7 +25,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
-from lightning.pytorch.plugins import Precision
+from lightning.pytorch.plugins import CheckpointIO, Precision
 from lightning.pytorch.strategies import Strategy
 from transformers.trainer_utils import SaveStrategy
 from transformers.training_args import ParallelMode
@@ -236,8 +236,11 @@ def _check_flags(flags: Mapping[str, Any]) -> None:
     precision = flags.get("precision", "32-true")
     if _long(precision) not in PRECISIONS:
         problems.append(f"Unknown {precision=}. Choose one of: {', '.join(PRECISIONS)}.")
-    if any(isinstance(plugin, Precision) for plugin in listed(flags.get("plugins"))):
-        problems.append("plugins holds a precision. Name it with precision=... instead.")
+    for plugin in listed(flags.get("plugins")):
+        if isinstance(plugin, Precision):
+            problems.append("plugins holds a precision. Name it with precision=... instead.")
+        if isinstance(plugin, CheckpointIO):
+            problems.append("plugins holds a CheckpointIO, which writes no checkpoint-N of hflit.")
     problems += [
         f"callbacks holds lightning's {type(callback).__name__}, which is not taken. {instead}"
         for callback in listed(flags.get("callbacks"))

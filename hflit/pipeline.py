@@ -313,10 +313,12 @@ class HFTrainer:
         model, tokenizer, self.state, self.metrics, settings = told
         base = given["base"]
         if isinstance(base, (list, tuple)) and not given["lora"]:
-            trained = model
-            model = base[0].eval()
-            model.config = trained.config
-            model.load_state_dict(trained.state_dict())
+            own, trained = base[0].eval(), model
+            if type(own) is type(trained):
+                model, own.config = own, trained.config
+            else:  # token-detection made a pair of it
+                trained = trained.generator
+            own.load_state_dict(trained.state_dict())
         self.saved = Saved(given["task"], model, tokenizer, settings)
         return model, tokenizer
 

@@ -548,6 +548,7 @@ def test_sixteen_bits_are_fp16_and_not_for_the_cpu(precision):
         ({"fast_dev_run": True, "max_steps": 7}, "max_steps=7 and fast_dev_run=True"),
         ({"logger": True}, "logger=True writes files. Give an output_dir"),
         ({"plugins": [pl.plugins.MixedPrecision("bf16-mixed", "cpu")]}, "plugins holds a prec"),
+        ({"plugins": [pl.plugins.AsyncCheckpointIO()]}, "plugins holds a CheckpointIO"),
     ],
 )
 def test_contradictions_name_both_sides(given, message):

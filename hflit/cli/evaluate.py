@@ -34,7 +34,7 @@ READ = (
     *("prediction_loss_only", "eval_do_concat_batches", "eval_accumulation_steps", "log_level"),
     *("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),  # of a stream
     *("dataloader_num_workers", "dataloader_pin_memory", "accelerator", "precision"),
-    *("limit_val_batches", "bf16_full_eval", "fp16_full_eval"),
+    *("limit_val_batches", "dataloader_drop_last", "bf16_full_eval", "fp16_full_eval"),
 )
 
 

@@ -177,7 +177,9 @@ class DataModule(L.LightningDataModule):
             order["seed"] = seed
             config: Any = args.accelerator_config
             if not config.use_seedable_sampler:
-                order["order"] = self._agreed(_torch_order(len(self.tokens["train"])))
+                order["order"] = self._agreed(
+                    _torch_order(len(self.tokens["train"]), args.world_size)
+                )
         deal = self._deal("train")
         loader = self._loader(
             "train",
@@ -322,9 +324,13 @@ class DataModule(L.LightningDataModule):
         return batches * args.per_device_train_batch_size
 
 
-def _torch_order(rows: int) -> Order:
+def _torch_order(rows: int, world: int) -> Order:
     """Drawn from the global random numbers, as torch shuffles: no resume can draw it again."""
-    return lambda epoch: list(RandomSampler(range(rows)))
+    generator = None
+    if world > 1:  # accelerate makes one of its own then, for all epochs
+        generator = torch.Generator()
+        generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
+    return lambda epoch: list(RandomSampler(range(rows), generator=generator))
 
 
 def _worker_start(args: TrainingArguments) -> Callable[[int], None]:

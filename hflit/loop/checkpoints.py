@@ -168,8 +168,9 @@ class Checkpoints:
         if state.best_model_checkpoint is None:
             return False
         best = Path(state.best_model_checkpoint)
-        if not best.is_dir():
-            logger.warning("The best checkpoint, %s, is gone: the last weights stay.", best)
+        if not all(everyones(best.is_dir(), self.args.world_size)):
+            told = "is gone" if self.args.world_size == 1 else "is not there for all processes"
+            logger.warning("The best checkpoint, %s, %s: the last weights stay.", best, told)
             return False
         load_weights(self.model, best)
         from_first(None, self.args.world_size)  # before anyone deletes it

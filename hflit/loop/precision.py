@@ -49,8 +49,13 @@ class ForwardPrecision(MixedPrecision):
         return result
 
     def forward_autocast(self) -> AbstractContextManager[Any]:
-        """The context for a call of the model."""
-        return self.autocast_context_manager()
+        """The context for a call of the model.
+
+        As in accelerate, unlike in Lightning, a weight that is used twice is rounded once: its
+        gradient is summed before it becomes float32.
+        """
+        dtype = torch.bfloat16 if self.precision == "bf16-mixed" else torch.float16
+        return torch.autocast(self.device, dtype=dtype)
 
     def forward_context(self) -> AbstractContextManager[Any]:  # type: ignore[override]  # the base yields
         """Lightning's context for whole steps: does nothing here."""

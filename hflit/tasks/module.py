@@ -246,9 +246,11 @@ class TaskModule(L.LightningModule):
         """The optimizer and schedule that the arguments name, as transformers builds them."""
         steps = int(self.trainer.estimated_stepping_batches)
         optimizer = make_optimizer(self.model, self.args)
+        schedule = make_schedule(optimizer, self.args, steps)
+        # The interval is what LearningRateMonitor goes by: Lightning steps nothing here.
         return {
             "optimizer": optimizer,
-            "lr_scheduler": make_schedule(optimizer, self.args, steps),
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
     def switch_mode(self, mode: Literal["train", "eval"]) -> None:

@@ -1,5 +1,8 @@
 """Evaluation: what it costs and what is left of the model."""
 
+import csv
+from pathlib import Path
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
@@ -127,3 +130,7 @@ def test_39_early_stopping_stops_where_transformers_does(theirs, mine):
     assert 2 < state.global_step < 12
     assert state.global_step == expected.global_step
     assert state.best_metric == expected.best_metric
+    # The monitor goes by updates; once by epochs, since nothing had told it.
+    files = Path(".").glob("lightning_logs/*/metrics.csv")
+    (rates,) = [[row["lr-AdamW"] for row in csv.DictReader(each.open())] for each in files]
+    assert len([rate for rate in rates if rate]) == state.global_step

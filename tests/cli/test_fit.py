@@ -118,10 +118,14 @@ def test_validate_finds_the_figures_of_the_run(task, base, program):
     assert json.loads(out).keys() >= {"test_loss"}
 
 
-def test_validate_takes_as_many_batches_as_the_run(base, program):
-    """Once limit_val_batches was dropped in silence here."""
+@pytest.mark.parametrize(
+    "limit", [["--trainer.limit_val_batches", "1"], ["--args.dataloader_drop_last", "true"]]
+)
+def test_validate_takes_as_many_batches_as_the_run(limit, base, program):
+    """Once both were dropped in silence here."""
     run = [*base(), *TRAIN, "--args.output_dir", "out", "--args.per_device_eval_batch_size", "2"]
-    limited = [*run, "--trainer.limit_val_batches", "1"]
+    run += ["--args.learning_rate", "0.01"]  # else all rows have the same loss
+    limited = [*run, *limit]
     assert program("fit", *limited)[0] == 0
     history = json.loads(Path("out/trainer_state.json").read_text())["log_history"]
     last = [entry for entry in history if "eval_loss" in entry][-1]

@@ -264,6 +264,21 @@ def test_code_without_a_script(strategy, told, prompt, tmp_path):
     assert (told or "trained: False 9\n") in run.stdout + run.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_best_checkpoint_that_one_node_alone_has(tmp_path):
+    """The last weights stay for all; once one node left the others waiting."""
+    own = f"output_dir={str(tmp_path)!r} + os.environ['RANK'], optim='sgd', learning_rate=30.0"
+    saves = "eval_strategy='steps', save_strategy='steps', eval_steps=2, save_steps=2"
+    call = f"{own}, {saves}, load_best_model_at_end=True, metric_for_best_model='eval_loss'"
+    with started("nodes", tmp_path, call) as (running, everyone):
+        wait(running, everyone, 150)
+        codes = [process.returncode for process in running]
+    log = (tmp_path / "log").read_text()
+    assert codes == [0, 0], log[-5000:]
+    assert "is not there for all processes: the last weights stay." in log
+
+
 # What a launcher says in the environment.
 
 TORCH = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
@@ -291,6 +306,18 @@ def test_launcher_says_which_process_this_is(told):
 def test_count_of_the_launcher_must_fit(told, given):
     with pytest.raises(ValueError, match="but the launcher has started 4. Leave both out"):
         HFTrainer()("no-such-model", [], use_cpu=True, **given)
+
+
+def test_copies_of_a_script_do_not_each_train_alone(monkeypatch):
+    """As an earlier call with strategy="ddp" leaves it; once all wrote into one folder."""
+    for name, value in {"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="an earlier call in this script has started 2, and all"):
+        spread({"accelerator": "cpu"}, {"timeout": 60})
+    alone = {"accelerator": "cpu", "strategy": "single_device"}
+    assert spread(alone, {"timeout": 60}).world == 1
+    both = {"accelerator": "cpu", "strategy": "ddp", "devices": 2}
+    assert spread(both, {"timeout": 60})[:4] == (2, 1, 1, 2)
 
 
 def test_process_that_used_cuda_is_not_copied(monkeypatch):

@@ -218,10 +218,31 @@ def reference_rank(rank, port, path, given):
         torch.save((trainer.state, model), path)
 
 
-@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_parity_sees_the_rows_of_transformers(accumulation, tmp_path):
+def test_pair_made_of_one_model_comes_back(likeliest, many_parts):
+    """Once it did not fit into that model, after training."""
+    call = {"task": "token-detection", "num_train_epochs": 1}
+    alone = fit(**call, base=make("language-modeling", 0), gradient_accumulation_steps=2)
+    base = make("language-modeling", 0)
+    trainer, pair = two(**call, base=base)
+    assert_same((trainer, pair), alone)
+    assert trainer.predict([{"text": "w1 w2"}])
+    for name, weight in pair.generator.state_dict().items():
+        torch.testing.assert_close(base[0].state_dict()[name], weight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"gradient_accumulation_steps": 2},
+        pytest.param(
+            {"accelerator_config": {"use_seedable_sampler": False}}, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_parity_sees_the_rows_of_transformers(more, tmp_path):
     plain = {k: v for k, v in CALL.items() if k not in ("cache",)}
-    given = {**plain, "gradient_accumulation_steps": accumulation, "num_train_epochs": 2}
+    given = {**plain, **more, "num_train_epochs": 2}
     path = tmp_path / "reference.pt"
     mp.start_processes(
         reference_rank, (find_free_network_port(), path, given), 2, start_method="fork"

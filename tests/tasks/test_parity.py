@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AlbertConfig, AlbertForSequenceClassification
 
 from hflit import HFTrainer
 from tests.reference import assert_same_run, ours, reference
@@ -69,6 +70,22 @@ def test_parity_is_bit_identical_with_dropout(tiny_bert, rows, case):
     # We evaluate the final weights once more than transformers does, if nothing else has.
     more = len(mine[0].log_history) - len(theirs[0].log_history)
     assert more == ("eval_strategy" not in case)
+
+
+def test_weights_used_twice_are_rounded_once_in_bf16(tiny_bert, rows):
+    """Lightning's autocast rounds them at each use, and sums their gradients in float32."""
+    _, tokenizer = tiny_bert()
+    sizes = {"hidden_size": 32, "embedding_size": 16, "intermediate_size": 64}
+    layers = {"num_hidden_layers": 3, "num_attention_heads": 2}
+    config = AlbertConfig(vocab_size=len(tokenizer), **layers, **sizes)
+
+    def albert():
+        torch.manual_seed(0)
+        return AlbertForSequenceClassification(config)
+
+    settings = {**SETTINGS, "learning_rate": 5e-3, "bf16": True}
+    theirs = reference(albert(), tokenizer, *rows, **settings)
+    assert_same_run(ours(albert(), tokenizer, *rows, **settings), theirs)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
