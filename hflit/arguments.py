@@ -177,7 +177,6 @@ def parse(
     _check_flags(flags)
     arguments = _agree(_renamed(keywords), flags)
     raise_all(TypeError, kind_problems(arguments, KINDS))
-    check({**DEFAULTS, **arguments})
     args = Arguments(**arguments)
     return args, _trainer_flags(args, arguments, flags)
 

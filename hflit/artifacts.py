@@ -19,7 +19,8 @@ from hflit.adapters import inner_model, save_config, trained_in_full
 
 HALVES = ("generator", "discriminator")
 ADAPTER = ("adapter_config.json", "adapter_model.*")
-WHOLE = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+WEIGHTS = "model.safetensors"
+WHOLE = (WEIGHTS, "model-*-of-*.safetensors", "model.safetensors.index.json")
 
 
 def save_artifacts(
@@ -70,29 +71,49 @@ def check_base(model: PreTrainedModel) -> PreTrainedModel:
         ValueError: Another model goes by its name.
     """
     name = model.config.name_or_path
-    file = name and cached_file(
+    if getattr(model, "is_quantized", False):
+        return model
+    learned = tuple(f"{each}." for each in trained_in_full(model))  # saved with the adapter
+    weights = {k: v for k, v in model.state_dict().items() if v.dim() and not k.startswith(learned)}
+    # A file of the body alone, without a head, has its names without the body's.
+    bare = {key.removeprefix(f"{model.base_model_prefix}."): key for key in weights}
+    for file in _weight_files(name or ""):
+        with safe_open(file, "pt") as stored:
+            for there in stored.keys():  # noqa: SIM118  # it is no mapping
+                key = there if there in weights else bare.get(there)
+                if key is None:
+                    continue
+                theirs, ours = stored.get_slice(there), weights[key]
+                same = list(theirs.get_shape()) == list(ours.shape)
+                if not same or not torch.equal(theirs[:1].to(ours), ours[:1]):
+                    raise ValueError(
+                        f"base holds other weights than {name}, by whose name an adapter would "
+                        f"find them again ({key} differs). Save them with save_pretrained and give "
+                        "that folder as base, or use merge_adapter=True."
+                    )
+    return model
+
+
+def _weight_files(name: str) -> list[str]:
+    """The files of weights that go by a name, as far as they are on this disk."""
+    if whole := _cached(name, WEIGHTS):
+        return [whole]
+    index = _cached(name, f"{WEIGHTS}.index.json")
+    shards = json.loads(Path(index).read_text())["weight_map"].values() if index else []
+    return [file for each in sorted(set(shards)) if (file := _cached(name, each))]
+
+
+def _cached(name: str, file: str) -> str | None:
+    if not name:
+        return None
+    return cached_file(
         name,
-        "model.safetensors",
+        file,
         local_files_only=True,
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    if not file or getattr(model, "is_quantized", False):
-        return model
-    learned = tuple(f"{each}." for each in trained_in_full(model))  # saved with the adapter
-    weights = {k: v for k, v in model.state_dict().items() if v.dim() and not k.startswith(learned)}
-    with safe_open(file, "pt") as stored:
-        for key in weights.keys() & set(stored.keys()):
-            theirs, ours = stored.get_slice(key), weights[key]
-            same = list(theirs.get_shape()) == list(ours.shape)
-            if not same or not torch.equal(theirs[:1].to(ours), ours[:1]):
-                raise ValueError(
-                    f"base holds other weights than {name}, by whose name an adapter would find "
-                    f"them again ({key} differs). Save them with save_pretrained and give that "
-                    "folder as base, or use merge_adapter=True."
-                )
-    return model
 
 
 def _leave_one_form(model: Any, folder: Path) -> None:

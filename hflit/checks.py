@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -125,8 +126,8 @@ def check(values: Mapping[str, Any]) -> None:
     refuse(get("max_steps") == 0, "max_steps=0 trains nothing. Give 1 or more, or leave it out.")
     accumulation = get("gradient_accumulation_steps", 1)
     refuse(
-        get("max_steps", -1) < 0 and not get("num_train_epochs", 1) > 0,
-        f"num_train_epochs={get('num_train_epochs')!r} must be more than 0.",
+        get("max_steps", -1) < 0 and not 0 < get("num_train_epochs", 1) < math.inf,
+        f"num_train_epochs={get('num_train_epochs')!r} must be more than 0, and end.",
     )
     for what in ("logging", "eval", "save"):
         every = get(f"{what}_steps")
@@ -293,10 +294,19 @@ def _folder_problems(folder: Any) -> list[str]:
     return []
 
 
+def _read(name: str, value: Any) -> Any:
+    """The value of an argument that may come as JSON, or as the name of a file of it."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value if value.startswith("{") else Path(value).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}={value!r} is no JSON: {error}.") from None
+
+
 def sharding_config(config: Any) -> dict[str, Any]:
     """`fsdp_config` as a dict, with today's names."""
-    if isinstance(config, str):
-        config = json.loads(config if config.startswith("{") else Path(config).read_text())
+    config = _read("fsdp_config", config)
     return {name.removeprefix("fsdp_"): value for name, value in (config or {}).items()}
 
 
@@ -320,8 +330,7 @@ def _sharding_problems(fsdp: Any, config: Any) -> list[str]:
 def _accelerator_problems(config: Any, accumulation: int) -> list[str]:
     if config is not None and not isinstance(config, (str, dict, AcceleratorConfig)):
         return [f"accelerator_config={config!r} must be a dict, JSON or the name of its file."]
-    if isinstance(config, str):
-        config = json.loads(config if config.startswith("{") else Path(config).read_text())
+    config = _read("accelerator_config", config)
     options = vars(config) if isinstance(config, AcceleratorConfig) else config or {}
     inner = options.get("gradient_accumulation_kwargs") or {}
     known = [field.name for field in dataclasses.fields(AcceleratorConfig)]

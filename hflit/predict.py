@@ -62,7 +62,7 @@ def predictions(
     wanted = {"question-answering": 2}.get(saved.task, 1)
     if not wanted <= len(names) <= 2:
         raise ValueError(f"columns={names!r} must name {wanted} to 2 columns for {saved.task}.")
-    data = read_files(rows) if is_name(rows) else rows
+    data = read_files(rows, numbers=()) if is_name(rows) else rows
     data = reader_of(data)(data, names, "new", {})
     predict = PREDICTORS[saved.task](saved)
     if _device(saved) != Arguments().device:

@@ -20,7 +20,7 @@ from hflit.adapters import lora_config, quantization_config
 from hflit.arguments import Arguments, parse
 from hflit.checks import listed
 from hflit.cli.estimate import estimate
-from hflit.cli.fit import plain_console, read_call
+from hflit.cli.fit import add_json, plain_console, read_call
 from hflit.cli.options import meanings, split_call
 from hflit.data import DataModule
 from hflit.data.answers import find_answer
@@ -43,16 +43,15 @@ SHOWN_ROWS = 10  # row numbers in a finding
 ABOUT = (
     "Read and tokenize the data, and say what would happen and what is wrong. Nothing is trained: "
     "time and memory are those of a few updates of random weights. The exit status is 1 if "
-    "something is wrong. --json prints JSON."
+    "something is wrong."
 )
 
 
 def run(command: str, argv: Sequence[str]) -> int:
     """Check a configuration, and print what was found."""
-    words = [word for word in argv if word != "--json"]
-    _, _, call = read_call(command, ABOUT, words, ("model.base", "data.train"))
+    _, config, call = read_call(command, ABOUT, argv, ("model.base", "data.train"), add_json)
     found = check(call)
-    if "--json" in argv:
+    if config.get("json"):
         print(json.dumps(found, ensure_ascii=False, default=str))
     else:
         _show(found)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from hflit.arguments import parse
-from hflit.cli.fit import read_call, show_figures
+from hflit.cli.fit import add_json, read_call, show_figures
 from hflit.cli.options import split_call
 from hflit.data import DataModule
 from hflit.data.files import name_of
@@ -43,15 +43,14 @@ def run(command: str, argv: Sequence[str]) -> int:
     rows_of = {"validate": "data.validation", "test": "data.test"}[command]
     about = (
         f"Evaluate a model on the rows of --{rows_of}. The model is --model.checkpoint if given, "
-        "else what `hflit fit` left in --args.output_dir, else --model.base. --json prints JSON."
+        "else what `hflit fit` left in --args.output_dir, else --model.base."
     )
-    words = [word for word in argv if word != "--json"]
-    _, config, call = read_call(command, about, words, (rows_of,))
+    _, config, call = read_call(command, about, argv, (rows_of,), add_json)
     model = _which_model(call)
     figures = evaluate_model(model, config[rows_of], call)
     if command == "test":
         figures = {name.replace("eval_", "test_", 1): value for name, value in figures.items()}
-    if "--json" in argv:
+    if config.get("json"):
         values = figures.items()
         odd = [name for name, v in values if isinstance(v, float) and not math.isfinite(v)]
         print(json.dumps({**figures, **dict.fromkeys(odd)}))  # JSON has no name for them

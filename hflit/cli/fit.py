@@ -149,6 +149,11 @@ def read_call(
     return parser, config, call
 
 
+def add_json(parser: ArgumentParser) -> None:
+    """Add the option of the commands whose findings a program may read."""
+    parser.add_argument("--json", action="store_true", help="Print JSON.")
+
+
 def check_given(config: Namespace, needed: Sequence[str]) -> None:
     """Raise ValueError if one of the options that are needed was not given."""
     missing = [f"--{name}" for name in needed if not config.get(name)]

@@ -15,6 +15,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hflit.checks import listed
 from hflit.cli.fit import be_quiet
 from hflit.cli.options import RunParser, names, read_options
 from hflit.data.files import files_of, name_of, read_files
@@ -58,11 +59,11 @@ def run(command: str, argv: Sequence[str]) -> int:
     if file and file in [each.resolve() for each in files_of(config.data)]:
         raise ValueError(f"--output={output} would replace the rows of --data. Name another file.")
     be_quiet()
-    keep = list(dict.fromkeys(_listed(config.keep) or []))
-    data = _one_split(read_files(config.data, as_text=keep), config.data)
+    keep = list(dict.fromkeys(listed(config.keep)))
+    data = _one_split(read_files(config.data, numbers=()), config.data)
     saved = load_saved(config.model, config.trust_remote_code)
     kinds = _kept(data, keep) if keep else []
-    found = predictions(saved, data, _listed(config.columns), config.batch_size)
+    found = predictions(saved, data, listed(config.columns), config.batch_size)
     rows = _beside(data, keep, found) if keep else found
     if output is None or file is None:
         for row in rows:
@@ -88,10 +89,6 @@ def _one_split(data: Any, name: Any) -> Any:
         f"--data={name_of(name)} holds {', '.join(data)}. Name one of them: "
         "{path: ..., split: ...}."
     )
-
-
-def _listed(value: Any) -> list[str] | None:
-    return [value] if isinstance(value, str) else value
 
 
 def _kept(data: Any, names: list[str]) -> Kinds:

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+
+from jsonargparse import ArgumentParser
 
 from hflit.cli.fit import read_call
 from hflit.verify import verify_resume
 
 ABOUT = (
     "Train a few updates of a run, stop, resume, and compare with the same updates without a stop. "
-    "--steps N: how many updates (8). --stop N: after which to stop (the middle). Nothing is left "
-    "behind; the exit status is 1 at a difference."
+    "Nothing is left behind; the exit status is 1 at a difference."
 )
 
 
 def run(command: str, argv: Sequence[str]) -> int:
     """Try it, and print the first difference."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--stop", type=int, default=None)
-    try:
-        own, words = parser.parse_known_args(list(argv))
-    except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from error
-    _, _, call = read_call(command, ABOUT, words, ("model.base", "data.train"))
-    difference = verify_resume(own.steps, own.stop, **call)
+    needed = ("model.base", "data.train")
+    _, config, call = read_call(command, ABOUT, argv, needed, _add_options)
+    steps, stop = config.get("steps", 8), config.get("stop")
+    difference = verify_resume(steps, stop, **call)
     if difference is not None:
         print(f"Not the same: {difference}.")
         return 1
     print(
-        f"The same to the bit: {own.steps} updates, with and without a stop after update "
-        f"{own.stop or own.steps // 2}: losses, learning rates, gradient norms and final weights."
+        f"The same to the bit: {steps} updates, with and without a stop after update "
+        f"{stop or steps // 2}: losses, learning rates, gradient norms and final weights."
     )
     return 0
+
+
+def _add_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--steps", type=int, default=8, help="Updates of the whole run.")
+    parser.add_argument("--stop", type=int | None, help="Update to stop after; by default half.")

@@ -2,47 +2,21 @@
 
 from __future__ import annotations
 
-import bz2
-import csv
 import glob
-import gzip
-import io
-import json
-import lzma
 import os
 import re
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
-import pyarrow.compute as pc
 from datasets.fingerprint import Hasher
 
-KINDS = {  # how a file's name ends, uncompressed -> the builder of `datasets` that reads it
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".txt": "text",
-}
-COMPRESSED: dict[str, Callable[[Path], Any]] = {  # how it ends -> what opens it
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-    ".zip": lambda path: (archive := zipfile.ZipFile(path)).open(archive.namelist()[0]),
-}
-# Only an empty field is missing: "NA", "None" and "null" are texts and labels.
-CSV = {"keep_default_na": False, "na_values": [""]}
+from hflit.data.flaws import COMPRESSED, KINDS, delimiter, ending, flaw
+from hflit.data.tables import CSV, TYPING, all_text, check_heads, quotes_checked, typed
+
 HUB_NAME = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*(?::[\w.-]+)?")
 SECRETS = ("token", "use_auth_token", "storage_options")  # in a mapping: not written, not shown
-PARQUET = b"PAR1"  # the first and the last bytes of such a file
 QUIET_BYTES = 50_000_000  # files up to this size are read without a progress bar
 
 
@@ -64,7 +38,7 @@ def public(value: Any) -> Any:
 
 
 def read_files(
-    source: str | os.PathLike[str] | Mapping[str, Any], as_text: Sequence[str] = ()
+    source: str | os.PathLike[str] | Mapping[str, Any], numbers: Sequence[str] | None = None
 ) -> Any:
     """Read rows from what a name stands for.
 
@@ -75,7 +49,8 @@ def read_files(
             `"owner/name"` or `"owner/name:config"`. Or any of these as `path` of a mapping with
             further keywords of `datasets.load_dataset`, such as `split` (`"train[:90%]"`) and
             `streaming`.
-        as_text: Columns of a csv or tsv file to read as they stand there: 007 is 7 else.
+        numbers: Columns of a csv or tsv file that are numbers or truth values, if all of their
+            fields are; the others are texts as they stand, such as 007. None for all columns.
 
     Returns:
         A `datasets.Dataset`; a `DatasetDict` where folder or name hold several splits; with
@@ -91,10 +66,10 @@ def read_files(
         raise ValueError("The name of the data is empty. Give one, or leave the argument out.")
     path = Path(os.path.expanduser(name))
     if path.is_dir():
-        return _read_folder(path, options)
+        return _read_folder(path, options, numbers)
     if files := files_of(source):
-        return _read_files(files, options, as_text)
-    if KINDS.get(_ending(path)) or not HUB_NAME.fullmatch(name):
+        return _read_files(files, options, numbers)
+    if KINDS.get(ending(path)) or not HUB_NAME.fullmatch(name):
         raise FileNotFoundError(f"No file is called {name!r}, seen from {Path.cwd()}.")
     return _read_hub(name, options)
 
@@ -108,61 +83,85 @@ def files_of(source: str | os.PathLike[str] | Mapping[str, Any]) -> list[Path]:
     return [path] if path.is_file() else [Path(found) for found in sorted(glob.glob(str(path)))]
 
 
-def _read_files(files: list[Path], further: dict[str, Any], as_text: Sequence[str]) -> Any:
+def _read_files(files: list[Path], given: dict[str, Any], numbers: Sequence[str] | None) -> Any:
     kind = _kind_of(files, files[0])
-    options: dict[str, Any] = {"split": "train"}
-    is_plain_table = kind == "csv" and further.keys() <= {"split", "streaming"}
+    patterns = [glob.escape(str(file)) for file in files]  # datasets takes names for patterns
+    options = {"split": "train", "data_files": patterns}
+    return _read(files, kind, str(files[0]), (kind, options), given, numbers)
+
+
+def _read(
+    files: list[Path],
+    kind: str | None,
+    name: str,
+    source: tuple[str, dict[str, Any]],
+    given: dict[str, Any],
+    numbers: Sequence[str] | None,
+) -> Any:
+    """Rows of files.
+
+    Args:
+        files: All of them.
+        kind: Of all; None if they are of several, or none are known.
+        name: Named in errors.
+        source: Argument and keywords for `load_dataset`.
+        given: The caller's keywords, which win.
+        numbers: As for `read_files`.
+    """
+    path, options = source
+    is_plain_table = kind == "csv" and given.keys() <= {"split", "streaming"}
+    is_typed = kind == "csv" and not TYPING & given.keys()
     if is_plain_table:
-        _check_heads(files)
+        check_heads(files)
     if kind == "csv":
-        options |= {**CSV, **({} if "sep" in further else {"delimiter": _delimiter(files[0])})}
-        if as_text:
-            options["converters"] = dict.fromkeys(as_text, _as_it_stands)
-    elif kind == "json":
-        options["encoding"] = (
-            "utf-8-sig"  # by this name the bytes are checked, and a BOM is left out
-        )
+        options |= {**CSV, **({} if "sep" in given else {"delimiter": delimiter(files[0])})}
+    elif kind == "json":  # by this name the bytes are checked, and a BOM is left out
+        options["encoding"] = "utf-8-sig"
+    options |= given
     was_shown = datasets.utils.logging.is_progress_bar_enabled()
     if sum(file.stat().st_size for file in files) < QUIET_BYTES:
         datasets.disable_progress_bars()
-    names = [str(file) for file in files]
     try:
-        patterns = [glob.escape(name) for name in names]  # datasets takes names for patterns
-        rows = _load(files, kind, data_files=patterns, **{**options, **further})
+        if is_typed:
+            options["features"] = all_text(files[0], options)
+        rows = _load(files, path, **options)
     except Exception as error:  # of pandas, pyarrow or datasets, which name no line
-        raise ValueError(_flaw(files) or f"{names[0]}: {_innermost(error)}") from error
+        raise ValueError(flaw(files) or f"{name}: {_innermost(error)}") from error
     finally:
         if was_shown:
             datasets.enable_progress_bars()
-    if is_plain_table and options["delimiter"] == "\t":
-        rows = _quotes_checked(rows, names[0])
-    if kind == "text" and isinstance(rows, datasets.IterableDataset):
-        rows = rows.filter(lambda row: row["text"].strip())
-    elif kind == "text":
-        rows = rows.select([i for i, text in enumerate(rows["text"]) if text.strip()])
-    return rows
+    if is_plain_table and any(delimiter(file) == "\t" for file in files):
+        rows = quotes_checked(rows, name)
+    if is_typed:
+        rows = typed(rows, numbers)
+    return _without_blanks(rows) if kind == "text" else rows
 
 
-def _as_it_stands(field: str) -> str | None:
-    return field or None
+def _without_blanks(rows: Any) -> Any:
+    """Lines of text that hold more than blanks."""
+    if isinstance(rows, datasets.Dataset):
+        return rows.select([i for i, text in enumerate(rows["text"]) if text.strip()])
+    if isinstance(rows, datasets.IterableDataset):
+        return rows.filter(lambda row: row["text"].strip())
+    return type(rows)({split: _without_blanks(each) for split, each in rows.items()})
 
 
 def _kind_of(files: list[Path], place: Path) -> str:
     """The kind that all files are of; `place` is named where they are not."""
-    kinds = {KINDS.get(_ending(file)) for file in files}
+    kinds = {KINDS.get(ending(file)) for file in files}
     if None in kinds or len(kinds) != 1:
-        odd = next((file for file in files if _ending(file) not in KINDS), place)
+        odd = next((file for file in files if ending(file) not in KINDS), place)
         names = " and ".join(sorted(map(str, kinds)))
         found = f" Here are {names}; a pattern such as '*.csv' names one." if odd is place else ""
         raise ValueError(
             f"{odd}: data come in files of one kind, which the name tells: "
-            f"{', '.join(ending[1:] for ending in KINDS)}, also compressed: "
+            f"{', '.join(each[1:] for each in KINDS)}, also compressed: "
             f"{', '.join(COMPRESSED)}.{found if kinds else ' Here are none.'}"
         )
     return str(kinds.pop())
 
 
-def _read_folder(folder: Path, options: dict[str, Any]) -> Any:
+def _read_folder(folder: Path, options: dict[str, Any], numbers: Sequence[str] | None) -> Any:
     if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
         if options:
             raise ValueError(
@@ -173,30 +172,21 @@ def _read_folder(folder: Path, options: dict[str, Any]) -> Any:
             return datasets.load_from_disk(str(folder))
         except IndexError as error:  # of a list of no pieces
             raise ValueError(f"{folder}: it has no rows.") from error
-    files = [file for file in files_of(folder) if _ending(file) in KINDS]
-    tables = [file for file in files if KINDS[_ending(file)] == "csv"]
-    is_plain = options.keys() <= {"split", "streaming"}
-    if is_plain:
+    files = [file for file in files_of(folder) if ending(file) in KINDS]
+    if options.keys() <= {"split", "streaming"}:
         _kind_of(files, folder)
-        _check_heads(tables)
-    own = CSV if tables and tables == files else {}
-    try:
-        rows = _load(files, str(folder.resolve()), **{**own, **options})
-    except Exception as error:
-        problem = f"{folder}: {_innermost(error)}"
-        raise ValueError(_flaw(files) or problem) from error
-    if is_plain and any(_delimiter(file) == "\t" for file in tables):
-        rows = _quotes_checked(rows, str(folder))
-    return rows
+    kinds = {KINDS[ending(file)] for file in files}
+    kind = kinds.pop() if len(kinds) == 1 and not options.keys() & {"data_files"} else None
+    return _read(files, kind, str(folder), (str(folder.resolve()), {}), options, numbers)
 
 
-def _load(files: list[Path], *arguments: Any, **options: Any) -> Any:
+def _load(files: list[Path], path: str, **options: Any) -> Any:
     """What `load_dataset` reads, and reads again where its cache is older than the files.
 
     datasets 5.2 knows a local file by its path and by the time that it says it was written. That
     time can be set, as `cp -p` and `rsync -t` do, and then the old rows came out of the cache.
     """
-    rows = datasets.load_dataset(*arguments, **options)
+    rows = datasets.load_dataset(path, **options)
     if options.get("streaming"):
         return rows
     found = [file.stat() for file in files]
@@ -204,15 +194,15 @@ def _load(files: list[Path], *arguments: Any, **options: Any) -> Any:
     caches = [Path(each["filename"]) for split in _splits(rows) for each in split.cache_files]
     # Rows that are kept in memory do not tell where they came from.
     if changed > min((cache.stat().st_mtime_ns for cache in caches), default=0):
-        rows = datasets.load_dataset(*arguments, **{"download_mode": "force_redownload", **options})
+        rows = datasets.load_dataset(path, **{"download_mode": "force_redownload", **options})
     states = [(each.st_size, each.st_ctime_ns) for each in found]
     for split in _splits(rows):  # tokens are kept by it
         split._fingerprint = Hasher.hash([split._fingerprint, states])
     return rows
 
 
-def _splits(rows: Any) -> list[datasets.Dataset]:
-    return list(rows.values()) if isinstance(rows, datasets.DatasetDict) else [rows]
+def _splits(rows: Any) -> list[Any]:
+    return list(rows.values()) if isinstance(rows, dict) else [rows]
 
 
 def _read_hub(name: str, options: dict[str, Any]) -> Any:
@@ -224,129 +214,6 @@ def _read_hub(name: str, options: dict[str, Any]) -> Any:
             f"{name!r} is no file, no folder, and no data set of the Hub that can be reached: "
             f"{_innermost(error)}"
         ) from error
-
-
-def _check_heads(files: list[Path]) -> None:
-    """Raise ValueError where pandas would rename a column, or take the first one for an index."""
-    for file in files:
-        try:
-            with _opened(file) as raw:
-                text = io.TextIOWrapper(raw, "utf-8-sig", errors="replace", newline="")
-                fields = csv.reader(text, delimiter=_delimiter(file))
-                header, line = next(fields), fields.line_num + 1
-                first = next((row for row in fields if row), [])
-        except (StopIteration, csv.Error, EOFError, OSError, lzma.LZMAError, zipfile.BadZipFile):
-            continue  # it cannot be read either, and then told in full
-        twice = [name for name in header if name and header.count(name) > 1]
-        if twice:
-            raise ValueError(f"{file}, line 1: the header has more than one column {twice[0]!r}.")
-        if len(first) > len(header):
-            raise ValueError(f"{file}, line {line}: {_too_many(first, header)}")
-
-
-def _quotes_checked(rows: Any, name: str) -> Any:
-    """Rows without a field of tabs and lines, which a quote that belongs to a text has begun.
-
-    Raises:
-        ValueError: There is one; of a stream, once it is read.
-    """
-    if isinstance(rows, (datasets.DatasetDict, datasets.IterableDatasetDict)):
-        return type(rows)({split: _quotes_checked(each, name) for split, each in rows.items()})
-    if isinstance(rows, datasets.IterableDataset):
-        return rows.filter(partial(_check_row, name=name), with_indices=True)
-    table = rows.with_format("arrow")[:]
-    for column, values in zip(table.column_names, table.columns, strict=True):
-        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-            parts = (pc.match_substring(values, part) for part in "\t\n")
-            row = pc.index(pc.and_(*parts), True).as_py()
-            if row >= 0:
-                _check_row({column: values[row].as_py()}, row, name)
-    return rows
-
-
-def _check_row(row: dict[str, Any], number: int, name: str) -> bool:
-    for column, value in row.items():
-        if isinstance(value, str) and "\t" in value and "\n" in value:
-            raise ValueError(
-                f"{name}: row {number} has lines and tabs within quotes in {column!r}: "
-                f"{value[:60]!r}... If quotes are part of the texts, read them as they are, with "
-                f"{{'path': {name!r}, 'quoting': 3}}; if it is meant so, with 'quoting': 0."
-            )
-    return True
-
-
-def _opened(file: Path) -> Any:
-    return COMPRESSED.get(file.suffix.lower(), lambda path: path.open("rb"))(file)
-
-
-def _delimiter(file: Path) -> str:
-    return "\t" if _ending(file) == ".tsv" else ","
-
-
-def _too_many(row: list[str], header: list[str]) -> str:
-    return f"{len(row)} fields, but the header names {len(header)}: {header}."
-
-
-def _flaw(files: list[Path]) -> str | None:
-    """The first file, and the line of it, that cannot be read; None if none is found."""
-    for file in files:
-        try:
-            for place, problem in _problems(file):
-                return f"{file}{place}: {problem}"
-        except (EOFError, OSError, lzma.LZMAError, zipfile.BadZipFile) as error:
-            return f"{file}: it is cut off or no {file.suffix[1:]} file ({error})."
-    return None
-
-
-def _problems(file: Path) -> Iterator[tuple[str, str]]:
-    """Place and problem of what is wrong with a file of text."""
-    ending = _ending(file)
-    if ending == ".parquet":
-        with file.open("rb") as content:
-            begins = content.read(4) == PARQUET
-            content.seek(-min(4, file.stat().st_size), os.SEEK_END)
-            if not (begins and content.read(4) == PARQUET):
-                yield "", "it is cut off." if begins else "it is no Parquet file."
-    if KINDS[ending] not in ("csv", "json", "text"):
-        return
-    with _opened(file) as opened:
-        raw = opened.read()
-    if not raw.strip():
-        yield "", "the file is empty."
-        return
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        yield f", line {line}", f"byte {raw[error.start]:#x} is no UTF-8. Save the file as UTF-8."
-        return
-    if KINDS[ending] == "csv":
-        fields = csv.reader(io.StringIO(text), delimiter=_delimiter(file), strict=True)
-        header = next(fields)
-        line = fields.line_num
-        try:
-            for row in fields:
-                line = fields.line_num
-                if len(row) > len(header):
-                    yield f", line {line}", _too_many(row, header)
-        except csv.Error as error:
-            yield f", line {line + 1}", f"a quote is opened here and never closed ({error})."
-        if line == 1:
-            yield "", "it has a header and no rows."
-    elif KINDS[ending] == "json":
-        parts = [text] if text.lstrip().startswith("[") else text.split("\n")
-        for number, part in enumerate(parts):
-            try:
-                if part.strip() and not isinstance(json.loads(part), (dict, list)):
-                    yield f", line {number + 1}", "a row is an object: {...}."
-            except json.JSONDecodeError as error:
-                hint = " The file may be cut off." if number + 1 >= len(parts) - 1 else ""
-                yield f", line {number + error.lineno}", f"{error.msg}, column {error.colno}.{hint}"
-
-
-def _ending(file: Path) -> str:
-    name = Path(file.name.lower())
-    return Path(name.stem if name.suffix in COMPRESSED else name).suffix
 
 
 def _innermost(error: BaseException) -> str:

@@ -95,14 +95,16 @@ def data_module(train: Any, validation: Any = None, **options: Any) -> DataModul
         FileNotFoundError: Nothing goes by the name.
     """
     names = {"train": train, "validation": validation}
+    columns = options["tokenization"].names
     if is_name(train):
-        train = read_files(train)
+        train = read_files(train, columns)
+        columns = [name for name in columns if name not in _texts_of(train)]
     has_splits = isinstance(train, (datasets.DatasetDict, datasets.IterableDatasetDict))
     if isinstance(validation, str) and has_splits and validation in train:
         validation = train[validation]
     elif is_name(validation):
         try:
-            validation = read_files(validation)
+            validation = read_files(validation, columns)
         except FileNotFoundError as error:
             if not has_splits:
                 raise
@@ -115,6 +117,13 @@ def data_module(train: Any, validation: Any = None, **options: Any) -> DataModul
         module.readers["validation"] = _format_of(validation, "validation").read
     module.files = {split: name_of(name) for split, name in names.items() if is_name(name)}
     return module
+
+
+def _texts_of(rows: Any) -> set[str]:
+    """Columns of text, which are text in other rows too, where those look like numbers."""
+    rows = next(iter(rows.values())) if isinstance(rows, dict) else rows
+    kinds = rows.features or {}
+    return {name for name, kind in kinds.items() if getattr(kind, "dtype", None) == "string"}
 
 
 def reader_of(data: Any) -> Callable[..., Any]:

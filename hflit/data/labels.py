@@ -16,6 +16,7 @@ from hflit.data.tokenization import (
     check_texts,
     encode_texts,
     first_row,
+    is_list,
     scan,
 )
 
@@ -230,11 +231,7 @@ class _LabelsFound:
         if pa.types.is_float16(column.type):  # of which pyarrow finds no different values
             column = column.cast(pa.float32())
         self.rows += len(column)
-        self.is_list = (
-            pa.types.is_list(column.type)
-            or pa.types.is_large_list(column.type)
-            or pa.types.is_fixed_size_list(column.type)
-        )
+        self.is_list = is_list(column.type)
         if self.is_list:
             self.lengths |= set(pc.unique(pc.list_value_length(column)).to_pylist())
             flat = pc.list_flatten(column)

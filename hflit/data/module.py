@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import datasets
 import lightning.pytorch as L
 import numpy as np
 import pyarrow.compute as pc
+import torch
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import BatchRebalanceSampler
@@ -208,6 +210,13 @@ class DataModule(L.LightningDataModule):
         self._measure("validation")
         order = np.argsort(-np.array(self.lengths["validation"]), kind="stable").tolist()
         return self._validation(lambda epoch: order), order
+
+    def validation_batches(self) -> int | None:
+        """Batches of validation rows, those of all processes; None of a stream."""
+        rows, size = self.tokens["validation"], self.args.per_device_eval_batch_size
+        if not isinstance(rows, datasets.Dataset):
+            return None
+        return len(rows) // size if self.args.dataloader_drop_last else math.ceil(len(rows) / size)
 
     def _validation(self, order: Order | None) -> DataLoader:
         rows = self.args.per_device_eval_batch_size

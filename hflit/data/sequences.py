@@ -17,6 +17,7 @@ from hflit.data.tokenization import (
     check_texts,
     encode_texts,
     first_row,
+    is_list,
     scan,
 )
 
@@ -85,7 +86,7 @@ class Sequences(Tokenization):
         count = 0
         for start, table in scan(rows, limit):
             check_texts(table, start, [source], split)
-            if _is_list(table[target].type):
+            if is_list(table[target].type):
                 _check_references(table[target], start, target, split)
             else:
                 check_texts(table, start, [target], split)
@@ -125,11 +126,6 @@ def references(rows: Any) -> Iterator[list[str]]:
 
 def _all_of(target: str | list[str]) -> list[str]:
     return [target] if isinstance(target, str) else list(target)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(is_list(kind) for is_list in lists)
 
 
 def _check_references(column: pa.ChunkedArray, start: int, name: str, split: str) -> None:

@@ -67,8 +67,8 @@ def evaluate(
         metrics: Function from `EvalPrediction` to a dict, under transformers' contract; `"auto"`
             for the task's own metrics; or None for the loss alone.
         on_batch: Called after each batch.
-        limit: Batches to stop after, or as a fraction the share of them; taken in the order of the
-            rows.
+        limit: Batches of each process to stop after, or as a fraction the share of all of them;
+            taken in the order of the rows.
 
     Returns:
         `eval_loss` (the mean over all items), the metrics with `eval_` before their names, and
@@ -86,8 +86,8 @@ def evaluate(
     source = mine.of_stream(loader) if batches is None else loader
     if isinstance(limit, int):
         batches = min(limit, limit if batches is None else batches)
-    elif limit is not None:
-        batches = share_of(batches, limit)
+    elif limit is not None and (share := share_of(data.validation_batches(), limit)) is not None:
+        batches = mine.count(share, args.per_device_eval_batch_size, args.dataloader_drop_last)
     with nullcontext() if data.parity else _seeded(args.seed, module.device):
         for number, batch in enumerate(islice(source, batches), start=1):
             batch = module.transfer_batch_to_device(batch, module.device, 0)

@@ -12,10 +12,12 @@ import huggingface_hub
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 
+from hflit.loop.folders import MARK, RANDOM, SCALE, SHARES, STATE, TENSORS
+
 logger = logging.getLogger(__name__)
 
 # What only a resume reads of a checkpoint folder; the rest is the model and its tokenizer.
-RESUME_FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json", "rng_state*")
+RESUME_FILES = (*TENSORS, SHARES, SCALE, STATE, RANDOM, MARK)
 
 
 class HubUpload(TrainerCallback):

@@ -46,10 +46,9 @@ def run_length(args: Arguments, flags: dict[str, Any], data: DataModule) -> Leng
         ValueError: No batch is left to train on, or to evaluate; or the learning rate cannot follow
             its schedule over so many updates.
     """
-    share, rows = flags.get("limit_val_batches"), data.tokens.get("validation")
-    if isinstance(share, float) and share and rows is not None:
-        is_counted = isinstance(rows, datasets.Dataset)
-        share_of(len(data.val_dataloader()) if is_counted else None, share)
+    share = flags.get("limit_val_batches")
+    if isinstance(share, float) and share and "validation" in data.tokens:
+        share_of(data.validation_batches(), share)
     if share == 0 and (args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST):
         raise ValueError("limit_val_batches=0 evaluates nothing, and so no model is the best.")
     length = _length(args, flags.get("limit_train_batches"), data)

@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from enum import Enum
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
 import datasets
@@ -71,7 +71,7 @@ def run_facts(
         "fingerprint": data.digest(),
         "call": typed,
         "objects": {name: _place(asked[name]) for name in typed if _has_words(typed[name])},
-        "versions": {"hflit": hflit.__version__, **_versions()},
+        "versions": {"hflit": hflit.__version__, **{name: version(name) for name in VERSIONS}},
     }
 
 
@@ -171,13 +171,3 @@ def label_counts(data: DataModule, split: str) -> dict[str, Any]:
     counts = np.bincount(found, minlength=len(tokenization.map.names)).tolist()
     names = tokenization.map.names
     return {"problem": SINGLE, "labels": {names[i]: count for i, count in enumerate(counts)}}
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in VERSIONS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

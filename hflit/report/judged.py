@@ -79,6 +79,9 @@ def judge(module: Any, data: DataModule, settings: dict[str, Any]) -> Judgement:
     else:
         saved = Saved(task, module.model, tokenizer, settings)
         judged, all_pairs = _answered(saved, data)
+        # Rows that `skip_misaligned` leaves out have no loss.
+        judged = [judged[row] for row in sorted(costs)]
+        all_pairs = [all_pairs[row] for row in sorted(costs)]
     rows = [
         Judged(text[:SHOWN_LETTERS], right[:SHOWN_LETTERS], said[:SHOWN_LETTERS], loss)
         for (text, right, said), loss in zip(judged, losses, strict=True)

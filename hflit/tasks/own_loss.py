@@ -43,8 +43,16 @@ def own_outputs(task: TaskModule, batch: Batch) -> tuple[dict[str, Any], Tensor]
     wanted = forward_inputs(task.model)
     prepared = task.prepare(batch, inner_model(task.model))
     with task.forward_autocast():
-        outputs = task.model(**{k: v for k, v in prepared.items() if k in wanted})
+        outputs = named(task.model(**{k: v for k, v in prepared.items() if k in wanted}))
     loss = outputs.get("loss")
     if loss is None:
         return outputs, task.summed_loss(outputs, batch)
     return outputs, loss.float() * task.count_items(batch)
+
+
+def named(outputs: Any) -> Any:
+    """What a forward returns, by names; a tuple is the loss and the logits, as for transformers."""
+    if not isinstance(outputs, tuple):
+        return outputs
+    loss, *logits = outputs
+    return {"loss": loss, "logits": logits[0] if len(logits) == 1 else tuple(logits)}

@@ -16,6 +16,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 from hflit.adapters import forward_inputs, inner_model
 from hflit.data.batching import IGNORE_INDEX, Batch
 from hflit.data.dealing import counts
+from hflit.tasks.own_loss import named
 
 if TYPE_CHECKING:
     from hflit.tasks.module import TaskModule
@@ -81,7 +82,7 @@ class ReferenceLoss:
         if count is not None:
             inputs["num_items_in_batch"] = count
         with autocast:
-            outputs = model(**inputs)
+            outputs = named(model(**inputs))
         if self.smoother is None:
             return outputs["loss"].float(), outputs
         outputs = {k: v.float() if torch.is_tensor(v) else v for k, v in outputs.items()}

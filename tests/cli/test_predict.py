@@ -285,6 +285,12 @@ def test_an_empty_output_is_refused(program):
 def test_numbers_in_place_of_texts_are_told_as_such(base, program):
     """Once the row was said to have no text."""
     base()
-    Path("new.csv").write_text("text\n7\n8\n")
+    Path("new.jsonl").write_text('{"text": 7}\n{"text": 8}\n')
     told = "Column 'text' of the new data holds int, not text: row 0 is 7."
-    assert told in program("predict", "--model", "base", "--data", "new.csv")[2]
+    assert told in program("predict", "--model", "base", "--data", "new.jsonl")[2]
+    # Of a csv all is text, also beside columns that are kept, where 007 once was.
+    Path("new.csv").write_text("text,id\n007,1\n7,2\n")
+    words = ("predict", "--model", "base", "--data", "new.csv")
+    alone = [json.loads(line) for line in program(*words)[1].splitlines()]
+    beside = [json.loads(line) for line in program(*words, "--keep", "id")[1].splitlines()]
+    assert beside == [{"id": f"{n}", **each} for n, each in enumerate(alone, 1)]

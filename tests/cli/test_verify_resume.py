@@ -19,7 +19,7 @@ def test_the_same_and_not_the_same(base, program, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("word", "told"), [("x", "argument --steps: invalid int"), ("1", "stop=0 must")]
+    ("word", "told"), [("x", "--steps=x is not a whole number."), ("1", "stop=0 must")]
 )
 def test_wrong_steps_are_an_error(base, program, word, told):
     status, _, err = program("verify-resume", *base(), "--steps", word)

@@ -8,11 +8,13 @@ import lzma
 import os
 import warnings
 import zipfile
+from pathlib import Path
 
 import datasets
 import pytest
 
 from hflit import HFTrainer
+from hflit.arguments import Arguments
 from hflit.data.files import read_files
 from hflit.data.formats import data_module
 from hflit.data.labels import Labels
@@ -252,7 +254,60 @@ def test_a_folder_may_be_named_by_where_one_is(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("split", ["train", "validation"])
 @pytest.mark.parametrize("name", ["", {"path": ""}])
-def test_an_empty_name_is_told(split, name):
+def test_an_empty_name_is_told(split, name, tiny_bert):
     """Once it stood for the current folder."""
+    tokenization = Labels(tiny_bert()[1])
     with pytest.raises(ValueError, match="name of the data is empty"):
-        data_module(**{"train": ROWS, split: name}, tokenization=None, args=None)
+        data_module(**{"train": ROWS, split: name}, tokenization=tokenization, args=None)
+
+
+KINDS = {  # the first fields of a column, the last one, and what the column holds
+    "leading zeros": ("001", "A1", ["001", "A1"]),
+    "flags": ("True", "maybe", ["True", "maybe"]),
+    "all flags": ("True", "FALSE", [True, False]),
+    "fractions": ("1.50", "x", ["1.50", "x"]),
+    "numbers and a text": ("1", "x", ["1", "x"]),
+    "numbers and a fraction": ("1", "0.5", [1.0, 0.5]),
+    "blanks around": (" 1", "2 ", [1, 2]),
+    "nothing first": ("", "3", [None, 3]),
+    "long numbers": ("12345678901234567890", "12345678901234567891", None),
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_column_of_a_csv_is_of_one_kind(kind, streaming, tmp_path):
+    """Once the first 10,000 rows decided: 001 and A1 became the classes '001', '1' and 'A1'."""
+    first, last, found = KINDS[kind]
+    lines = [f"w1,{first}"] * 10_050 + [f"w2,{last}"]
+    Path("a.csv").write_text("\n".join(["text,label", *lines]))
+    rows = read_files({"path": "a.csv", "streaming": streaming})
+    labels = [row["label"] for row in rows]
+    expected = found or [first, last]
+    assert labels == [expected[0]] * 10_050 + [expected[1]]
+    assert list(map(type, labels[-2:])) == list(map(type, expected))
+    as_text = read_files({"path": "a.csv", "streaming": streaming}, numbers=["text"])
+    assert [row["label"] for row in as_text][-2:] == [first or None, last]
+
+
+def test_validation_labels_are_texts_where_those_of_training_are(tmp_path, tiny_bert):
+    """Once 1 was not among the labels '1' and 'x'."""
+    Path("a.csv").write_text("text,label\nw1,1\nw2,x\n")
+    Path("b.csv").write_text("text,label\nw1,1\n")
+    options = {"tokenization": Labels(tiny_bert()[1]), "args": Arguments(), "cache": False}
+    data = data_module("a.csv", "b.csv", **options)
+    data.setup()
+    assert data.rows["validation"]["label"][:] == ["1"]
+    assert data.tokens["validation"]["labels"][:] == [0]
+
+
+def test_a_folder_is_read_as_its_files_are(tmp_path):
+    """Once 007 was 7 in it, and blank lines were rows."""
+    for folder in ("tables", "texts"):
+        Path(folder).mkdir()
+    Path("tables/a.csv").write_text("id\n007\n")
+    Path("texts/a.txt").write_text("one\n\ntwo\n   \n")
+    assert read_files("tables", numbers=())["train"]["id"][:] == ["007"]
+    assert read_files("texts")["train"]["text"][:] == ["one", "two"]
+    streamed = read_files({"path": "texts", "streaming": True})["train"]
+    assert [row["text"] for row in streamed] == ["one", "two"]

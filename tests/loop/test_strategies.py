@@ -218,6 +218,13 @@ def reference_rank(rank, port, path, given):
         torch.save((trainer.state, model), path)
 
 
+def test_share_of_the_validation_batches_is_that_of_one_process():
+    """1 of 3, which was half of 2 for one process and half of 1, none at all, for the other."""
+    call = {**SHORT, "limit_val_batches": 0.5, "max_steps": 2}
+    alone = fit(**call, gradient_accumulation_steps=2)
+    assert_same(two(**call), alone)
+
+
 def test_pair_made_of_one_model_comes_back(likeliest, many_parts):
     """Once it did not fit into that model, after training."""
     call = {"task": "token-detection", "num_train_epochs": 1}

@@ -45,6 +45,23 @@ class NeedsLabels(BertForSequenceClassification):
         return {"loss": F.cross_entropy(outputs.logits, labels, WEIGHTS), "logits": outputs.logits}
 
 
+class HandsOn(BertForSequenceClassification):
+    """Names the labels alone."""
+
+    def forward(self, labels=None, **inputs):
+        outputs = super().forward(**inputs)
+        outputs.loss = F.cross_entropy(outputs.logits, labels, WEIGHTS)
+        return outputs
+
+
+class GivesTuple(BertForSequenceClassification):
+    """As the models of ten years ago."""
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None):
+        logits = super().forward(input_ids, attention_mask).logits
+        return F.cross_entropy(logits, labels, WEIGHTS), logits
+
+
 class Halved(GPT2LMHeadModel):
     """A loss over tokens that is not the task's."""
 
@@ -84,7 +101,7 @@ def run(base, task, **arguments):
     return model, [each.get("loss", each.get("eval_loss")) for each in logs[:-1]]
 
 
-@pytest.mark.parametrize("kind", [WeightedClasses, NeedsLabels, MethodType])
+@pytest.mark.parametrize("kind", [WeightedClasses, NeedsLabels, HandsOn, GivesTuple, MethodType])
 def test_a_forward_of_ones_own_decides_the_loss(kind):
     """Once the loss of the task was trained in its place, without a word."""
     task = "text-classification"
