@@ -28,7 +28,7 @@ TYPING = {"features", "converters", "index_col", "thousands", "decimal"}
 TYPING |= {"true_values", "false_values"}
 NUMBERS = {  # what all fields of a column look like -> what they are; the first that fits
     r"^-?\d{1,18}$": pa.int64(),  # what has more digits is a name, and stays text
-    r"(?i)^[+-]?((\d{1,18}\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity)$": pa.float64(),
+    r"(?i)^[+-]?((\d{1,18}(\.\d*)?|\.\d+)(e[+-]?\d+)?|inf|infinity)$": pa.float64(),
     r"^(true|True|TRUE|false|False|FALSE)$": pa.bool_(),
 }
 ROWS_TO_TYPE = 10_000  # looked at at a time

@@ -45,6 +45,13 @@ def write(folder):
     (folder / "parts" / "validation.jsonl").write_text(LINES)
 
 
+def forget_streams():
+    """Close the files that pandas was reading for streams: here, not in some later test."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
 NAMES = (
     *("a.csv", "a.tsv", "a.parquet", "a.jsonl", "a.json", "a.csv.gz", "a.jsonl.gz", "saved"),
     *("a.arrow", "parts/t*.jsonl", "a.jsonl.bz2", "a.tsv.xz", "a.csv.zip", "parts/t*.js*"),
@@ -196,9 +203,7 @@ def test_quotes_in_a_tsv_file_are_read_as_asked(quoting, texts, tmp_path):
         read_files("a.tsv")
     with pytest.raises(ValueError, match="row 0 has lines and tabs"):
         list(read_files({"path": "a.tsv", "streaming": True}))
-    with warnings.catch_warnings():  # not in some later test
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()  # the file that pandas was reading for the stream
+    forget_streams()
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "train.tsv").write_bytes((tmp_path / "a.tsv").read_bytes())
     with pytest.raises(ValueError, match="row 0 has lines and tabs"):
@@ -288,6 +293,7 @@ def test_a_column_of_a_csv_is_of_one_kind(kind, streaming, tmp_path):
     assert list(map(type, labels[-2:])) == list(map(type, expected))
     as_text = read_files({"path": "a.csv", "streaming": streaming}, numbers=["text"])
     assert [row["label"] for row in as_text][-2:] == [first or None, last]
+    forget_streams()
 
 
 def test_validation_labels_are_texts_where_those_of_training_are(tmp_path, tiny_bert):
