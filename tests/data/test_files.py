@@ -279,6 +279,7 @@ KINDS = {  # the first fields of a column, the last one, and what the column hol
 }
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_column_of_a_csv_is_of_one_kind(kind, streaming, tmp_path):
