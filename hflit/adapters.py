@@ -249,6 +249,11 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     try:
         return cast(PeftModel, get_peft_model(model, config))
+    except AttributeError as error:
+        raise ValueError(
+            f"lora= cannot be used: its task_type={str(config.task_type)!r} is not for a "
+            f"{type(model).__name__}. Leave it out, and it is that of the task."
+        ) from error
     except (TypeError, ValueError) as error:
         advice = ""
         if "lora_dropout" in f"{error}":

@@ -271,13 +271,7 @@ def load_weights(base: Base, path: str | None, auto_model: Any, config: Any, **o
         The model. The names of weights that the checkpoint lacked are in its `new_weights`.
     """
     options["trust_remote_code"] = base.trust_remote_code
-    known = getattr(auto_model, "_model_mapping", None)  # of an Auto class
-    if known is not None and type(config) not in known and not hasattr(config, "auto_map"):
-        kinds = sorted({kind.model_type for kind in known})
-        raise ValueError(
-            f"{path} is a model of the kind {config.model_type!r}, which {auto_model.__name__} "
-            f"cannot load. It loads {len(kinds)} kinds, such as {', '.join(kinds[:5])}."
-        )
+    check_kind(path, auto_model, config)
     if base.quantization is not None:
         # Without weights first: heads and new weights cannot be quantized, and which are new is
         # known when a checkpoint has been read.
@@ -299,6 +293,17 @@ def load_weights(base: Base, path: str | None, auto_model: Any, config: Any, **o
     elif model.new_weights:
         logger.info("New weights, still to be learned: %s.", ", ".join(model.new_weights))
     return model
+
+
+def check_kind(path: str | None, auto_model: Any, config: Any) -> None:
+    """Raise ValueError if transformers' class of a task's models has none of this kind."""
+    known = getattr(auto_model, "_model_mapping", None)  # of an Auto class
+    if known is not None and type(config) not in known and not hasattr(config, "auto_map"):
+        kinds = sorted({kind.model_type for kind in known})
+        raise ValueError(
+            f"{path} is a model of the kind {config.model_type!r}, which {auto_model.__name__} "
+            f"cannot load. It loads {len(kinds)} kinds, such as {', '.join(kinds[:5])}."
+        )
 
 
 def _read_weights(path: str | None, auto_model: Any, config: Any, **options: Any) -> Any:

@@ -182,7 +182,7 @@ class HFTrainer:
         task_class = check_request(given, HFTrainer.__call__)
         adapter = lora_config(lora, task_class.lora_type)
         arguments, flags = parse(args, also=given)
-        check_evaluation(arguments, validation, metrics)
+        check_evaluation(arguments, validation, metrics, task_class)
         check_budget(arguments, max_tokens_per_batch, parity)
         with process_switched(arguments):
             processes = spread(flags, arguments.strategy_options())

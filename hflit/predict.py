@@ -166,6 +166,8 @@ def _classifier(saved: Saved) -> Predict:
 
 def _answerer(saved: Saved) -> Predict:
     stride = saved.settings.get("stride", 128)
+    # Trained and evaluated on rows that all have an answer, it always gives one.
+    may_be_none = saved.settings.get("unanswerable", True)
     questions = Questions(saved.tokenizer, ("q", "c", "a"), _maxlength(saved), stride)
     collate = Collator(questions.padding, saved.tokenizer.padding_side, questions.finish)
 
@@ -182,18 +184,19 @@ def _answerer(saved: Saved) -> Predict:
             for name in ("start_positions", "end_positions"):
                 inputs.pop(name, None)
             found.update(saved.model(**inputs), batch)
-        return [_answer(found, row) for row in range(len(texts))]
+        return [_answer(found, row, may_be_none) for row in range(len(texts))]
 
     return predict
 
 
-def _answer(found: SpanMetrics, row: int) -> dict[str, Any]:
+def _answer(found: SpanMetrics, row: int, may_be_none: bool) -> dict[str, Any]:
     """The best answer of a row, or none, by the odds of its best candidates."""
     best = found.candidates[row]
-    scores = np.array([each.score for each in best] + [found.null_scores[row]])
+    null = found.null_scores[row] if may_be_none or not best else -math.inf
+    scores = np.array([each.score for each in best] + [null])
     shares = np.exp(scores - scores.max())
     shares /= shares.sum()
-    if not best or found.null_scores[row] > best[0].score:
+    if not best or null > best[0].score:
         return {"answer": "", "score": float(shares[-1]), "start": 0, "end": 0}
     start, end = best[0].start, best[0].end
     text = found.contexts[row][start:end]
@@ -236,17 +239,25 @@ def _writer(saved: Saved) -> Predict:
             raise ValueError(f"Row {row} is empty, and the tokenizer has no token to begin with.")
         return ids or begins[:1]
 
-    def predict(texts: Texts, rows: list[int]) -> Found:
-        told = tokenizer(*_columns(texts), verbose=False)["input_ids"]
-        prompts = {"input_ids": [prompt(*each) for each in zip(told, rows, strict=True)]}
-        inputs = tokenizer.pad(prompts, return_tensors="pt").to(_device(saved))
-        read = inputs["input_ids"].shape[1]
-        room = int(min(GENERATED_TOKENS, positions - read))
+    def write(prompts: list[list[int]], room: int) -> list[str]:
+        padded = tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
+        inputs = padded.to(_device(saved))
         ids = saved.model.generate(
             **inputs, max_new_tokens=room, pad_token_id=tokenizer.pad_token_id
         )
-        written = tokenizer.batch_decode(ids[:, read:], skip_special_tokens=True)
-        return [{"generated": text} for text in written]
+        return tokenizer.batch_decode(
+            ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+
+    def predict(texts: Texts, rows: list[int]) -> Found:
+        told = tokenizer(*_columns(texts), verbose=False)["input_ids"]
+        prompts = [prompt(*each) for each in zip(told, rows, strict=True)]
+        rooms = [int(min(GENERATED_TOKENS, positions - len(ids))) for ids in prompts]
+        written: dict[int, str] = {}
+        for room in set(rooms):  # not one for all, or a long prompt would cut short what others get
+            those = [row for row, each in enumerate(rooms) if each == room]
+            written |= zip(those, write([prompts[row] for row in those], room), strict=True)
+        return [{"generated": written[row]} for row in range(len(texts))]
 
     return predict
 

@@ -98,16 +98,15 @@ def check_budget(args: Arguments, tokens: int | None, parity: bool) -> None:
         )
 
 
-def check_evaluation(args: Arguments, validation: Any, metrics: Any) -> None:
+def check_evaluation(
+    args: Arguments, validation: Any, metrics: Any, task_class: type[TaskModule]
+) -> None:
     """Raise ValueError if arguments about evaluation have nothing to work on."""
     if validation is None and (args.eval_strategy != "no" or args.eval_on_start):
         raise ValueError("eval_strategy and eval_on_start evaluate on validation=: pass it.")
-    best = (args.metric_for_best_model or "loss").removeprefix("eval_")
-    if metrics is None and validation is not None and best not in OWN_FIGURES:
-        raise ValueError(
-            f"metric_for_best_model={args.metric_for_best_model!r} needs metrics=: without, an "
-            f"evaluation gives {', '.join(OWN_FIGURES)}."
-        )
+    best = args.metric_for_best_model
+    if best is not None and validation is not None:
+        check_figure(f"metric_for_best_model={best!r}", best, metrics, task_class)
     if (
         args.batch_eval_metrics
         and callable(metrics)
@@ -117,6 +116,21 @@ def check_evaluation(args: Arguments, validation: Any, metrics: Any) -> None:
             "batch_eval_metrics=True calls metrics after each batch: it must take compute_result, "
             "which is True after the last one."
         )
+
+
+def check_figure(asked: str, name: str, metrics: Any, task_class: type[TaskModule]) -> None:
+    """Raise ValueError if an evaluation gives no figure of this name; a function may give any."""
+    own = task_class.figures if metrics == "auto" else ()
+    if callable(metrics) or name.removeprefix("eval_") in (*OWN_FIGURES, *own):
+        return
+    if metrics is None:
+        raise ValueError(
+            f"{asked} needs metrics=: without, an evaluation gives {', '.join(OWN_FIGURES)}."
+        )
+    raise ValueError(
+        f"{asked} is not among the figures that metrics='auto' may give: {', '.join(own)}, "
+        f"{', '.join(OWN_FIGURES)}."
+    )
 
 
 def read_data(

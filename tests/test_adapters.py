@@ -36,6 +36,7 @@ from hflit.adapters import (
     lora_config,
     quantization_config,
 )
+from hflit.artifacts import check_base
 from hflit.cli.evaluate import evaluate_model
 from hflit.loading import load_base
 from hflit.tasks import TASKS
@@ -409,6 +410,26 @@ def test_an_adapter_is_not_saved_apart_from_weights_on_no_disk(bases, change, tm
     count()
     count(output_dir=folder, merge_adapter=True)
     run(base(), task, lora=True, output_dir=str(tmp_path / "kept"))
+
+
+@pytest.mark.parametrize("form", ["bare", "sharded"])
+def test_weights_on_no_disk_are_told_in_every_form_of_a_file(bases, form, tmp_path):
+    """Once only a whole model in one file was looked into."""
+    model = AutoModelForSequenceClassification.from_pretrained(bases / "bert", num_labels=3)
+    place = str(tmp_path / "base")
+    size = {"max_shard_size": "20KB"} if form == "sharded" else {}
+    (model.bert if form == "bare" else model).save_pretrained(place, **size)
+    assert (tmp_path / "base" / "model.safetensors").exists() == (form == "bare")
+    model.config.name_or_path = place
+    assert check_base(model) is model
+    trained(model)
+    with pytest.raises(ValueError, match="other weights than"):
+        check_base(model)
+
+
+def test_a_kind_of_adapter_that_the_model_cannot_have_is_refused(bases):
+    with pytest.raises(ValueError, match="task_type='CAUSAL_LM' is not for a BertFor.*Leave it"):
+        run(bases / "bert", "text-classification", lora={"task_type": "CAUSAL_LM"})
 
 
 def test_a_kind_of_four_bits_that_does_not_exist_is_refused():

@@ -76,7 +76,7 @@ def check(call: dict[str, Any]) -> dict[str, Any]:
         wrong.append("Training and validation data are the same file.")
     task_class = check_request(named, HFTrainer.__call__)
     arguments, flags = parse(keywords, also=named)
-    check_evaluation(arguments, named["validation"], named["metrics"])
+    check_evaluation(arguments, named["validation"], named["metrics"], task_class)
     check_budget(arguments, named["max_tokens_per_batch"], named["parity"])
     adapter = lora_config(named["lora"], task_class.lora_type)
     with process_switched(arguments):

@@ -21,7 +21,7 @@ from hflit.adapters import add_adapter
 from hflit.arguments import Arguments
 from hflit.data import DataModule
 from hflit.data.batching import TokenRows
-from hflit.loading import Base
+from hflit.loading import Base, check_kind
 from hflit.loop.finders import trial_trainer
 from hflit.loop.switches import model_switched
 from hflit.tasks import TaskModule
@@ -138,6 +138,7 @@ class _Meter(L.Callback):
 
 def _random(task_class: type[TaskModule], base: Base, changes: dict[str, Any]) -> Any:
     """A model of the shape of a base, with random weights."""
+    check_kind(base.path, task_class.auto_model, base.config)
     config = copy.deepcopy(base.config)
     config.update(changes)
     model = task_class.auto_model.from_config(config)

@@ -16,6 +16,8 @@ from transformers import TrainerCallback
 from hflit.checks import listed
 from hflit.cli.fit import check_given, config_text, fitted, read_call
 from hflit.cli.options import read_options
+from hflit.request import check_figure
+from hflit.tasks import TASKS
 
 RANGE = {"low", "high", "log", "step"}
 FILES = {"model.base", "model.teacher", "model.checkpoint", "data.train", "data.validation"}
@@ -45,6 +47,9 @@ def run(command: str, argv: Sequence[str]) -> int:
         raise ValueError(f"--sweep.trials={count} must be at least 1.")
     metric = config.sweep.get("metric", "eval_loss")
     metric = metric if metric.startswith("eval_") else f"eval_{metric}"
+    task = TASKS.get(call.get("task", "text-classification"))
+    if task is not None and not {"model.task", "model.metrics"} & search.keys():
+        check_figure(f"--sweep.metric={metric}", metric, call.get("metrics"), task)
     folder = Path(call["output_dir"]) if call.get("output_dir") else None
 
     def result(trial: Any) -> float:

@@ -86,7 +86,7 @@ def _encode_told(
 ) -> dict[str, list[Any]]:
     """Encode rows of a stream; the row that cannot be encoded is looked for when one cannot."""
     try:
-        return tokenization(batch, indices)
+        return tokenization(tokenization.plain(batch), indices)
     except Exception:
         tokenization.check(rows, f"streamed {called}", indices[-1] + 1)
         raise

@@ -7,14 +7,11 @@ from itertools import islice
 from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow as pa
-import torch
 
+from hflit.data.columns import Converters, arrow_column
 from hflit.data.files import is_name, name_of, read_files
 from hflit.data.module import DataModule
-
-Converters = dict[str, Callable[[Any], Any]]  # column -> what brings its values to one kind
 
 TRAIN_SPLITS = ("train", "training")
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev", "eval", "test")
@@ -47,7 +44,7 @@ class FrameModule(DataModule):
         twice = [name for name in columns if found.count(name) > 1]
         if twice:
             raise ValueError(f"The {split} data has more than one column {_quoted(twice)}.")
-        arrays = {name: _arrow(list(data[name]), name, split, converters) for name in columns}
+        arrays = {name: arrow_column(list(data[name]), name, split, converters) for name in columns}
         return datasets.Dataset(pa.table(arrays))
 
 
@@ -71,7 +68,9 @@ class RowsModule(DataModule):
             for name in columns:
                 values[name].append(row.get(name))
         _check_columns(list(found), columns, split)
-        arrays = {name: _arrow(column, name, split, converters) for name, column in values.items()}
+        arrays = {
+            name: arrow_column(column, name, split, converters) for name, column in values.items()
+        }
         return datasets.Dataset(pa.table(arrays))
 
 
@@ -149,8 +148,10 @@ def _format_of(data: Any, name: str) -> type[DataModule]:
 
 
 def _guess_split(splits: Any, split: str) -> Any:
-    if len(splits) == 1 and split == "training":
+    if len(splits) == 1 and split in ("training", "new"):
         return next(iter(splits.values()))
+    if split == "new":
+        raise ValueError(f"The data hold {_quoted(splits)}. Pass one, as in data['name'].")
     for name in TRAIN_SPLITS if split == "training" else VALIDATION_SPLITS:
         if name in splits:
             return splits[name]
@@ -176,58 +177,6 @@ def _check_columns(found: list[str], wanted: list[str], split: str) -> None:
             f"Column {_quoted(missing)} is not in the {split} data, which has {_quoted(found)}. "
             "Name yours with columns=(...)."
         )
-
-
-def _arrow(values: list[Any], name: str, split: str, converters: Converters) -> pa.Array:
-    values = [_plain(value) for value in values]
-    if name in converters:
-        values = [converters[name](value) for value in values]
-    try:
-        return pa.array(values, from_pandas=True)  # from_pandas: NaN is missing, as None is
-    except UnicodeEncodeError:
-        row = next(i for i, value in enumerate(values) if not _is_unicode(value))
-        raise ValueError(
-            f"Row {row} of the {split} data has half a character in {name!r}, a lone surrogate: "
-            f"{values[row]!r:.60}. Leave it out, as text.encode('utf-8', 'ignore').decode() does."
-        ) from None
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-        first = next(value for value in values if value is not None)
-        odd = next(
-            (i for i, v in enumerate(values) if v is not None and not _alike(first, v)), None
-        )
-        if odd is not None and values[odd] is first:
-            raise ValueError(
-                f"Column {name!r} of the {split} data holds {first!r} in row {odd}. Values are "
-                "numbers, texts, booleans or lists of these."
-            ) from None
-        where = (
-            f"row {odd} holds {values[odd]!r} and earlier rows hold {first!r}"
-            if odd is not None
-            else str(error).splitlines()[0]
-        )
-        raise ValueError(f"Column {name!r} of the {split} data mixes kinds: {where}.") from None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.ndim == 0):
-        return value.tolist()
-    return value.to_list() if hasattr(value, "to_list") else value  # a list column of polars
-
-
-def _is_unicode(value: Any) -> bool:
-    try:
-        pa.array([value], from_pandas=True)
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _alike(first: Any, other: Any) -> bool:
-    try:
-        pa.array([first, other], from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        return False
-    return True
 
 
 def _quoted(names: Iterable[str]) -> str:

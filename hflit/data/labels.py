@@ -17,7 +17,6 @@ from hflit.data.tokenization import (
     encode_texts,
     first_row,
     is_list,
-    scan,
 )
 
 REGRESSION = "regression"
@@ -127,7 +126,7 @@ class Labels(Tokenization):
         label = self.names[-1]
         self.declared = _class_names(rows, label)
         found = _LabelsFound(label)
-        for start, table in scan(rows, limit):
+        for start, table in self.tables(rows, "training", limit):
             self._check_table(table, start, "training")
             found.add(table[label], start, "training")
             # A stream that declares its classes need not be read through to find them.
@@ -165,7 +164,7 @@ class Labels(Tokenization):
                 f"data {self.declared!r}."
             )
         found = _LabelsFound(label)
-        for start, table in scan(rows, limit):
+        for start, table in self.tables(rows, split, limit):
             self._check_table(table, start, split)
             found.add(table[label], start, split)
         if not found.rows:

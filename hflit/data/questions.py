@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from hflit.data.answers import find_answer, place_answer, read_answers
 from hflit.data.batching import Batch
-from hflit.data.tokenization import Columns, Tokenization, check_texts, scan
+from hflit.data.tokenization import Columns, Tokenization, check_texts
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,9 @@ class Questions(Tokenization):
         stride: Tokens that neighbouring spans share.
         skip_misaligned: Leave out rows whose answer is not in the context where it should be;
             otherwise they are an error.
+
+    Attributes:
+        unanswerable: Whether a question without an answer was among the rows that were checked.
     """
 
     default_columns = ("question", "context", "answers")
@@ -73,6 +76,7 @@ class Questions(Tokenization):
         self.question_first = tokenizer.padding_side == "right"
         known = (tokenizer.cls_token_id, tokenizer.bos_token_id)
         self._nulls = [token for token in known if token is not None]
+        self.unanswerable = False
         self.padding |= dict.fromkeys(CHARACTERS, -1)
 
     @property
@@ -110,12 +114,12 @@ class Questions(Tokenization):
         """Raise ValueError at a missing text, or at an answer that its context does not hold."""
         question, context, answers = self.names
         count, skipped = 0, []
-        for start, table in scan(rows, limit):
+        for start, table in self.tables(rows, split, limit):
             check_texts(table, start, [question, context], split)
             pairs = zip(table[answers].to_pylist(), table[context].to_pylist(), strict=True)
             for index, (value, text) in enumerate(pairs, start):
                 try:
-                    find_answer(value, text)
+                    self.unanswerable |= find_answer(value, text) == (0, 0)
                 except (TypeError, ValueError) as problem:
                     misaligned = isinstance(problem, ValueError)
                     if misaligned and self.skip_misaligned:

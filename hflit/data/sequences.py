@@ -18,7 +18,6 @@ from hflit.data.tokenization import (
     encode_texts,
     first_row,
     is_list,
-    scan,
 )
 
 
@@ -84,7 +83,7 @@ class Sequences(Tokenization):
         """Raise ValueError at a row without a source or a target."""
         source, target = self.names
         count = 0
-        for start, table in scan(rows, limit):
+        for start, table in self.tables(rows, split, limit):
             check_texts(table, start, [source], split)
             if is_list(table[target].type):
                 _check_references(table[target], start, target, split)

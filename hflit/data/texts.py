@@ -13,7 +13,7 @@ import torch
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
 from hflit.data.batching import IGNORE_INDEX, Batch
-from hflit.data.tokenization import Columns, Tokenization, check_texts, encode_texts, scan
+from hflit.data.tokenization import Columns, Tokenization, check_texts, encode_texts
 
 MERGES = ("concat", "pack", None)
 SPACES = ("▁", "Ġ", " ")  # how tokens write the space before them
@@ -94,7 +94,7 @@ class Texts(Tokenization):
     def check(self, rows: datasets.Dataset, split: str, limit: int | None = None) -> None:
         """Raise ValueError at a row without text."""
         count = 0
-        for start, table in scan(rows, limit):
+        for start, table in self.tables(rows, split, limit):
             check_texts(table, start, self.names, split)
             count += len(table)
         if not count:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from transformers.tokenization_utils_base import PaddingStrategy, TruncationStra
 
 import hflit
 from hflit.data.batching import Batch
+from hflit.data.columns import arrow_column, plain_values
 
 Columns = dict[str, Any]  # name -> list or Arrow array
 
@@ -117,6 +119,54 @@ class Tokenization:
     def check(self, rows: datasets.Dataset, split: str, limit: int | None = None) -> None:
         """Raise ValueError naming the first row that cannot be encoded."""
         raise NotImplementedError
+
+    def tables(
+        self, rows: datasets.Dataset | datasets.IterableDataset, split: str, limit: int | None
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """Read rows in Arrow tables, each with the number of its first row.
+
+        Args:
+            rows: Data set or stream.
+            split: How errors call it.
+            limit: Rows to read; None for all.
+
+        Raises:
+            ValueError: A column mixes kinds, or a row of a stream lacks one.
+        """
+        start = 0
+        if isinstance(rows, datasets.IterableDataset):
+            tables = self._tables_of_stream(rows, split)
+        else:
+            tables = rows.with_format("arrow").iter(batch_size=SCAN_ROWS)
+        for table in tables:
+            if limit is not None and start + len(table) > limit:
+                table = table.slice(0, limit - start)
+            yield start, table
+            start += len(table)
+            if limit is not None and start >= limit:
+                return
+
+    def _tables_of_stream(self, rows: datasets.IterableDataset, split: str) -> Iterator[pa.Table]:
+        # Not by datasets: to it an empty list and one of strings are columns of two kinds.
+        start = 0
+        try:
+            for batch in rows.iter(batch_size=SCAN_ROWS):
+                told = (split, self.converters, start)
+                table = pa.table({n: arrow_column(each, n, *told) for n, each in batch.items()})
+                yield table
+                start += len(table)
+        except KeyError as error:
+            name, row = error.args[0], start
+            if name not in self.names:
+                raise
+            with suppress(KeyError):
+                for row, _ in enumerate(rows.skip(start), start + 1):  # noqa: B007  # counted
+                    pass
+            raise ValueError(f"Row {row} of the {split} data has no {name!r}.") from None
+
+    def plain(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Rows of a stream, as columns, as `encode` takes them."""
+        return {n: plain_values(each, self.converters.get(n)) for n, each in batch.items()}
 
     def encode(self, batch: dict[str, list[Any]], indices: list[int] | None = None) -> Columns:
         """Encode a batch of rows.
@@ -269,25 +319,6 @@ def tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         settings["vocabulary"] = sorted(tokenizer.get_vocab().items())
         settings["init"] = {k: str(v) for k, v in sorted(tokenizer.init_kwargs.items())}
     return settings
-
-
-def scan(
-    rows: datasets.Dataset | datasets.IterableDataset, limit: int | None = None
-) -> Iterator[tuple[int, pa.Table]]:
-    """Read rows in Arrow tables, each with the number of its first row.
-
-    Args:
-        rows: Data set or stream.
-        limit: Rows to read; None for all.
-    """
-    start = 0
-    for table in rows.with_format("arrow").iter(batch_size=SCAN_ROWS):
-        if limit is not None and start + len(table) > limit:
-            table = table.slice(0, limit - start)
-        yield start, table
-        start += len(table)
-        if limit is not None and start >= limit:
-            return
 
 
 def is_list(kind: pa.DataType) -> bool:

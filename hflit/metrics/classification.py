@@ -37,6 +37,11 @@ class ClassificationMetrics:
         classes: Number of classes.
     """
 
+    figures = (
+        *("accuracy", "f1_macro", "f1_weighted", "matthews"),
+        *("f1_micro", "exact_match", "pearson", "spearman"),
+    )
+
     def __init__(self, problem: str, classes: int) -> None:
         self.problem = problem
         self.scores: list[Tensor] = []  # predicted and right ones of each batch, (2, batch)

@@ -19,6 +19,8 @@ class DetectionMetrics:
     `masked_loss` is the generator's cross-entropy in nats, a mean over masked tokens.
     """
 
+    figures = ("precision", "recall", "f1", "masked_loss")
+
     def __init__(self) -> None:
         options: dict[str, Any] = {"ignore_index": IGNORE_INDEX}
         self.counts = Counts(

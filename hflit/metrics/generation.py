@@ -23,6 +23,8 @@ class GenerationMetrics:
         references: The right texts of each row, in the order in which the batches come.
     """
 
+    figures = ("bleu", "chrf", *ROUGE)
+
     def __init__(
         self,
         generate: Callable[[dict[str, Tensor]], list[str]],

@@ -49,6 +49,11 @@ class SpanMetrics:
         null_threshold: In logits; higher leaves fewer rows unanswered.
     """
 
+    figures = (
+        *("exact_match", "f1", "HasAns_exact", "HasAns_f1", "NoAns_exact", "NoAns_f1"),
+        *("best_exact", "best_exact_thresh", "best_f1", "best_f1_thresh"),
+    )
+
     def __init__(
         self,
         contexts: Sequence[str],

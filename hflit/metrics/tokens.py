@@ -22,6 +22,8 @@ class TokenMetrics:
         shifted: Whether a token is compared with the prediction one place earlier.
     """
 
+    figures = ("perplexity", "token_accuracy")
+
     def __init__(self, shifted: bool) -> None:
         self.shifted = shifted
         self.loss = 0.0

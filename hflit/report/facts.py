@@ -19,6 +19,7 @@ from hflit.checks import listed
 from hflit.data import DataModule, Labels
 from hflit.data.files import public
 from hflit.data.labels import SINGLE
+from hflit.data.questions import Questions
 
 VERSIONS = ("torch", "lightning", "transformers", "datasets", "peft", "tokenizers")
 BINS = 10  # of the histogram of lengths
@@ -58,6 +59,9 @@ def run_facts(
     if callbacks := [name for name in callbacks if name != "SaveConfig"]:  # the program's own
         asked["callbacks"] = callbacks
     tokenization = data.tokenization
+    own = {}
+    if isinstance(tokenization, Questions):
+        own["unanswerable"] = tokenization.unanswerable
     typed = {name: named(value) for name, value in asked.items()}
     return {
         "task": given["task"],
@@ -67,6 +71,7 @@ def run_facts(
         "columns": list(tokenization.columns),
         "maxlength": tokenization.maxlength,
         **{name: getattr(tokenization, name, given[name]) for name in KEPT},
+        **own,
         "seed": seed,
         "fingerprint": data.digest(),
         "call": typed,

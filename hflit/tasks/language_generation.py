@@ -31,6 +31,7 @@ class LanguageGeneration(TaskModule):
     """
 
     auto_model = AutoModelForCausalLM
+    figures = TokenMetrics.figures
     lora_type = "CAUSAL_LM"
     tokenization = Texts
     predicts_next = True

@@ -31,6 +31,7 @@ class LanguageModeling(TaskModule):
     """
 
     auto_model = AutoModelForMaskedLM
+    figures = TokenMetrics.figures
     lora_type = "FEATURE_EXTRACTION"
     tokenization = Texts
     tokenization_settings = {"masked": True}

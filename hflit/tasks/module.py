@@ -56,6 +56,7 @@ class TaskModule(L.LightningModule):
     """
 
     auto_model: ClassVar[Any]
+    figures: ClassVar[tuple[str, ...]]  # those that metrics="auto" may give
     lora_type: ClassVar[str]  # peft's name of the task
     tokenization: ClassVar[type[Tokenization]]
     tokenization_settings: ClassVar[dict[str, Any]] = {}

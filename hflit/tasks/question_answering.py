@@ -34,6 +34,7 @@ class QuestionAnswering(TaskModule):
     """
 
     auto_model = AutoModelForQuestionAnswering
+    figures = SpanMetrics.figures
     lora_type = "QUESTION_ANS"
     tokenization = Questions
     label_names = ("start_positions", "end_positions")

@@ -50,6 +50,7 @@ class SequenceSequence(TaskModule):
     """
 
     auto_model = AutoModelForSeq2SeqLM
+    figures = GenerationMetrics.figures
     lora_type = "SEQ_2_SEQ_LM"
     tokenization = Sequences
     compares_in_turn = True

@@ -33,6 +33,7 @@ class TextClassification(TaskModule):
     """
 
     auto_model = AutoModelForSequenceClassification
+    figures = ClassificationMetrics.figures
     lora_type = "SEQ_CLS"
     tokenization = Labels
 

@@ -180,6 +180,7 @@ class TokenDetection(TaskModule):
     """
 
     auto_model = AutoModelForMaskedLM
+    figures = DetectionMetrics.figures
     lora_type = "FEATURE_EXTRACTION"
     outputs_by_row = False
     tokenization = Texts

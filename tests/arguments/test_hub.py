@@ -99,8 +99,11 @@ def saved(tmp_path, hub):
     def save(upload, args, step):
         folder = tmp_path / "out" / f"checkpoint-{step}"
         folder.mkdir(parents=True)
-        for name in ("model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"):
+        names = ("optimizer.pt", "rng_state.pth", "trainer_state.json", "complete.json")
+        for name in ("model.safetensors", *names):
             (folder / name).write_text(f"{step}")
+        (folder / "optimizer").mkdir()  # what several processes wrote
+        (folder / "optimizer" / "0.distcp").write_text(f"{step}")
         upload.on_save(args, TrainerState(global_step=step), TrainerControl())
 
     return save

@@ -9,6 +9,7 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from transformers import pipeline
 
 from hflit import HFTrainer
@@ -112,9 +113,52 @@ def test_a_prompt_is_not_ended_and_keeps_its_end(monkeypatch):
     words = [f"w{n}" for n in range(50)]
     with pytest.warns(UserWarning, match="Prompts are cut at their start to 32 tokens"):
         trainer.predict([{"text": " ".join(words)}, {"text": ""}])
-    long, empty = (tokenizer.convert_ids_to_tokens(ids) for ids in given[1]["input_ids"])
-    assert long == ["[CLS]", *words[-31:]]
-    assert empty == ["[PAD]"] * 31 + ["[CLS]"]
+    # An empty one has room for more.
+    prompts = [tokenizer.convert_ids_to_tokens(each["input_ids"][0]) for each in given[1:]]
+    assert sorted(prompts, key=len) == [["[CLS]"], ["[CLS]", *words[-31:]]]
+
+
+def test_a_short_prompt_is_continued_as_if_it_were_alone():
+    """Once a long neighbour left it as little room as itself."""
+    trainer = HFTrainer()
+    task = "language-generation"
+    trainer(make(task, 0), rows(task), task=task, max_steps=1, merge=None, cache=False)
+    trainer.saved.model.generation_config.eos_token_id = None  # goes on to the end
+    short, long = {"text": "w1 w2"}, {"text": "w3 " * 30}
+    alone, beside = trainer.predict([short]), trainer.predict([short, long])
+    assert beside[0] == alone[0]
+    assert len(beside[1]["generated"].split()) < len(alone[0]["generated"].split())
+
+
+@pytest.mark.parametrize("unanswerable", [False, True])
+def test_predicted_answers_are_those_that_were_evaluated(unanswerable):
+    """Where all rows have an answer, none may be left out; once the null token won here alone."""
+    task = "question-answering"
+    given = [row for row in rows(task) if row["answers"]]
+    given += [{**given[0], "answers": None}] * unanswerable
+    trainer = HFTrainer()
+    options = {"maxlength": 16, "stride": 4, "metrics": "auto", "max_steps": 1}
+    model, _ = make(task, 0)
+    with torch.no_grad():
+        model.qa_outputs.weight[:, 0] += 5.0
+    trainer((model, make(task, 0)[1]), given, given, task=task, cache=False, **options)
+    found = trainer.predict(given)
+    right = [
+        said["answer"] == (row["answers"] or "") for said, row in zip(found, given, strict=True)
+    ]
+    assert 100 * sum(right) / len(right) == pytest.approx(trainer.metrics["eval_exact_match"])
+    if not unanswerable:
+        assert all(said["answer"] for said in found)
+
+
+def test_one_of_several_splits_has_to_be_named(tiny_bert, ragged_rows):
+    """Once the validation split was taken, without a word."""
+    trainer = HFTrainer()
+    trainer(tiny_bert(), ragged_rows(8), max_steps=1)
+    splits = {name: Dataset.from_list(ragged_rows(3)) for name in ("validation", "test")}
+    with pytest.raises(ValueError, match=r"hold 'validation', 'test'. Pass one, as in data"):
+        trainer.predict(DatasetDict(splits))
+    assert len(trainer.predict(DatasetDict(test=splits["test"]))) == 3
 
 
 def test_who_has_trained_nothing_can_predict_nothing():

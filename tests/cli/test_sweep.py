@@ -239,6 +239,10 @@ def test_a_wrong_search_is_told(search, base, program):
     assert err.count("\n") == 1
 
 
+def ranks(prediction):
+    return {"rank": 1.0}
+
+
 def test_what_it_cannot_do_without_is_told(base, program, monkeypatch):
     words = base()
     assert "--sweep.search must be given" in program("sweep", *words)[2]
@@ -246,6 +250,10 @@ def test_what_it_cannot_do_without_is_told(base, program, monkeypatch):
     told = program(*sweep(*words, trials=0))[2]
     assert told == "hflit sweep: --sweep.trials=0 must be at least 1.\n"
     status, out, told = program(*sweep(*words, "--sweep.metric", "f1"))
+    assert (status, out) == (2, "")
+    assert "--sweep.metric=eval_f1 needs metrics=: without, an evaluation gives loss" in told
+    own = ["--model.metrics", f"{__name__}.ranks"]
+    status, out, told = program(*sweep(*words, "--sweep.metric", "f1", *own))
     assert status == 2
     assert "--sweep.metric=eval_f1 is not among the figures: eval_loss" in told
     assert (out.count("Trial "), told.count("\n")) == (1, 1)  # no other trial would have it

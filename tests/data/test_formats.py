@@ -434,3 +434,35 @@ def test_two_columns_of_one_name_are_refused(opened):
     frame = pd.DataFrame([["w1", "w2", 0], ["w3", "w4", 1]], columns=["text", "text", "label"])
     with pytest.raises(ValueError, match="more than one column 'text'"):
         opened(frame)
+
+
+LISTS = [{"text": f"w{i}", "label": ["a", "b"][: i % 3]} for i in range(6)]
+SCORES = [{"text": f"w{i}", "label": i / 2 if i % 2 else i} for i in range(6)]
+TENSORS = [{"text": f"w{i}", "label": torch.tensor(i % 2)} for i in range(6)]
+
+
+@pytest.mark.parametrize("way", ["from_generator", "map"])
+@pytest.mark.parametrize("data", [LISTS, SCORES, TENSORS], ids=["lists", "scores", "tensors"])
+def test_a_stream_of_rows_of_python_is_read_as_a_list_is(data, way, opened):
+    """Once Arrow found empty lists, and whole scores, to be columns of another kind."""
+    stream = datasets.IterableDataset.from_generator(lambda: iter(data))
+    if way == "map":
+        numbers = datasets.IterableDataset.from_generator(lambda: ({"row": i} for i in range(6)))
+        stream = numbers.map(lambda row: data[row["row"]], remove_columns=["row"])
+    options = {"max_steps": 2, "train_sampling_strategy": "sequential"}
+    assert_identical(batches(opened(stream, **options)), batches(opened(data, **options)))
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"text": None, "label": 1}, "Row 3 of the training data has no text in 'text'"),
+        ({"text": "w1", "label": None}, "Row 3 of the training data has no label in 'label'"),
+        ({"label": 1}, "Row 3 of the training data has no 'text'"),
+        ({"text": "w1", "label": "x"}, "mixes kinds: row 3 holds 'x' and earlier rows hold 0"),
+    ],
+)
+def test_a_wrong_row_of_a_stream_is_told_by_its_number(row, told, opened):
+    data = [*({"text": "w1", "label": i} for i in (0, 1, 0)), row]
+    with pytest.raises(ValueError, match=told):
+        opened(datasets.IterableDataset.from_generator(lambda: iter(data)), max_steps=2)

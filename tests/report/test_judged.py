@@ -56,6 +56,14 @@ def test_each_task_has_its_likeness_and_its_costliest_rows(task):
     assert judgement.pairs
 
 
+def test_rows_that_are_left_out_are_not_judged():
+    """Once the report ended in an error of zip()."""
+    data = rows("question-answering")
+    data[3] = {**data[3], "answers": "nowhere"}
+    fit("question-answering", data, skip_misaligned=True)
+    assert main(["report", "--model", "out"]) == 0
+
+
 def test_a_confusion_matrix_counts_what_predict_says():
     data = [{"text": f"w{i} w{i + 1}", "label": "abc"[i % 3]} for i in range(30)]
     trainer = fit("text-classification", data, max_steps=20, learning_rate=1e-2)
