@@ -48,10 +48,11 @@ def predictions(
         text-classification: `label` and its `score` from 0 to 1, lists of both for several
         labels, `score` alone for a regression. question-answering: `answer`, its `score` from 0
         to 1, and the characters of the context between which it stands, `start` and `end`; an
-        empty answer where none is. sequence-sequence and language-generation: `generated`.
-        language-modeling: `filled`, the text with its masks filled in (a list of both, of two
-        texts), and for each mask the word, `tokens`, and its score, `scores`. token-detection: all
-        `tokens` and the `scores` from 0 to 1 of their being replaced.
+        empty answer where none is, unless all rows of the run had one. sequence-sequence and
+        language-generation: `generated`. language-modeling: `filled`, the text with its masks
+        filled in (a list of both, of two texts), and for each mask the word, `tokens`, and its
+        score, `scores`. token-detection: all `tokens` and the `scores` from 0 to 1 of their being
+        replaced.
 
     Raises:
         ValueError: A column or a text is missing.
