@@ -355,7 +355,9 @@ def forward_inputs(model: Any) -> frozenset[str]:
 def _forward_inputs(kind: Any) -> frozenset[str]:
     parameters = inspect.signature(kind.forward).parameters
     takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
-    is_theirs = kind.__module__.partition(".")[0] in ("transformers", "hflit")
-    # A forward of one's own hands what it does not name on to the one it overrides.
-    passed_on = () if is_theirs or not takes_any else _forward_inputs(kind.__mro__[1])
-    return frozenset((*parameters, *passed_on))
+    author = kind.forward.__module__.partition(".")[0]
+    if not takes_any or author in ("transformers", "hflit"):
+        return frozenset(parameters)
+    # A forward of one's own hands what it does not name on to the one that it overrides.
+    _, overridden, *_ = (each for each in kind.__mro__ if "forward" in vars(each))
+    return frozenset(parameters) | _forward_inputs(overridden)

@@ -123,7 +123,7 @@ def test_validate_finds_the_figures_of_the_run(task, base, program):
 )
 def test_validate_takes_as_many_batches_as_the_run(limit, base, program):
     """Once both were dropped in silence here."""
-    run = [*base(), *TRAIN, "--args.output_dir", "out", "--args.per_device_eval_batch_size", "4"]
+    run = [*base(), *TRAIN, "--args.output_dir", "out", "--args.per_device_eval_batch_size", "5"]
     run += ["--args.learning_rate", "0.01"]  # else all rows have the same loss
     limited = [*run, *limit]
     assert program("fit", *limited)[0] == 0
