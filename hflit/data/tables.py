@@ -80,7 +80,7 @@ def _kinds_of_numbers(splits: list[Any], columns: Sequence[str]) -> dict[str, pa
     """Columns that hold nothing but numbers or truth values, and which."""
     left = {name: list(NUMBERS) for name in columns if name in splits[0].column_names}
     seen: set[str] = set()
-    for rows in splits:
+    for rows in splits if left else []:
         for table in rows.select_columns([*left]).with_format("arrow").iter(ROWS_TO_TYPE):
             for name, patterns in left.items():
                 fields = pc.utf8_trim_whitespace(table[name].drop_null())
@@ -99,20 +99,17 @@ def _all_match(fields: pa.ChunkedArray, pattern: str) -> bool:
 
 def _with_numbers(rows: Any, kinds: dict[str, pa.DataType]) -> Any:
     order = rows.column_names
-    features = datasets.Features(
-        {n: datasets.Value(f"{kinds[n]}") if n in kinds else rows.features[n] for n in order}
-    )
     if isinstance(rows, datasets.IterableDataset):
-        cast = partial(_cast, kinds=kinds)
-        return (
-            rows.with_format("arrow").map(cast, batched=True, features=features).with_format(None)
-        )
+        numbers = {name: datasets.Value(f"{kind}") for name, kind in kinds.items()}
+        features = datasets.Features({**rows.features, **numbers})
+        cast: dict[str, Any] = {"function": partial(_cast, kinds=kinds), "batched": True}
+        return rows.with_format("arrow").map(**cast, features=features).with_format(None)
     table = _cast(rows.select_columns([*kinds]).with_format("arrow")[:], kinds)
     # The texts stay on disk.
     parts = [rows.remove_columns([*kinds]), datasets.Dataset(table)]
-    typed = datasets.concatenate_datasets(parts, axis=1).select_columns(order)
-    typed._fingerprint = Hasher.hash([rows._fingerprint, f"{kinds}"])
-    return typed
+    both = datasets.concatenate_datasets(parts, axis=1).select_columns(order)
+    both._fingerprint = Hasher.hash([rows._fingerprint, f"{kinds}"])
+    return both
 
 
 def _cast(table: pa.Table, kinds: dict[str, pa.DataType]) -> pa.Table:
