@@ -16,11 +16,13 @@ import transformers
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import (
+    BaseFinetuning,
     BatchSizeFinder,
     Checkpoint,
     EarlyStopping,
     GradientAccumulationScheduler,
     LearningRateFinder,
+    ModelPruning,
     SpikeDetection,
     StochasticWeightAveraging,
     WeightAveraging,
@@ -219,9 +221,10 @@ REFUSED_CALLBACKS = {
     LearningRateFinder: "Use find_learning_rate=True.",
     SpikeDetection: "See nonfinite.",
     **dict.fromkeys(
-        (StochasticWeightAveraging, WeightAveraging),
+        (StochasticWeightAveraging, WeightAveraging, ModelPruning),
         "It changes the weights after they were evaluated and the best were chosen.",
     ),
+    BaseFinetuning: "Freeze what should not learn with requires_grad_(False), or use lora=.",
 }
 
 

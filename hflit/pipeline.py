@@ -217,9 +217,12 @@ class HFTrainer:
             options, data = read_data(start, task_class, given, arguments)
             data.setup()
             length = run_length(arguments, flags, data)
-            run = run_record(given, start.config, arguments, data)
+            run = run_record(
+                given, start.config, arguments, flags, data, adapter, start.quantization
+            )
             if resumed is not None:
                 resumed.check(run)
+                arguments.learning_rate = resumed.found_rate or arguments.learning_rate
                 data.start = resumed.place(length.windows, arguments.ignore_data_skip)
 
             changes = data.tokenization.config_changes(start.config)
@@ -259,7 +262,8 @@ class HFTrainer:
             if find_learning_rate and resumed is None:
                 # Rates that end in losses without a value are tried too, so nonfinite comes after.
                 with model_switched(model, arguments, parity, taught_by, merge_adapter):
-                    arguments.learning_rate = find_rate(module, data, flags)
+                    rate = fit_in_memory(lambda: find_rate(module, data, flags), model, arguments)
+                    arguments.learning_rate = rate
             module.nonfinite = nonfinite or ("ignore" if parity else "stop")
             seed(arguments.seed)
             stops = Stops()
@@ -267,6 +271,8 @@ class HFTrainer:
             def fit() -> tuple[Bridge, L.Trainer]:
                 length = run_length(arguments, flags, data)
                 record = {**run, **batch_record(arguments)}
+                if find_learning_rate:
+                    record["found_rate"] = arguments.learning_rate
                 checkpoints = Checkpoints(
                     arguments, model, start.tokenizer, record, resumed, failed_save
                 )

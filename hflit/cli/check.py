@@ -103,7 +103,8 @@ def check(call: dict[str, Any]) -> dict[str, Any]:
             check_teacher(school, start, task_class.auto_model, changes, longest)
         length = run_length(arguments, flags, data)
         if resumed is not None:
-            resumed.check(run_record(named, start.config, arguments, data))
+            run = named, start.config, arguments, flags, data, adapter, quantization
+            resumed.check(run_record(*run))
     except ValueError as error:
         wrong.append(str(error))
         wrong += _misaligned(data)

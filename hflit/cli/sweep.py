@@ -110,7 +110,7 @@ class _Told(TrainerCallback):
         import optuna
 
         self.trial.report(_figure(details["metrics"], self.metric), state.global_step)
-        if self.trial.should_prune():
+        if state.global_step < state.max_steps and self.trial.should_prune():
             raise optuna.TrialPruned
 
 

@@ -86,54 +86,59 @@ def files_of(source: str | os.PathLike[str] | Mapping[str, Any]) -> list[Path]:
 def _read_files(files: list[Path], given: dict[str, Any], numbers: Sequence[str] | None) -> Any:
     kind = _kind_of(files, files[0])
     patterns = [glob.escape(str(file)) for file in files]  # datasets takes names for patterns
-    options = {"split": "train", "data_files": patterns}
-    return _read(files, kind, str(files[0]), (kind, options), given, numbers)
+    options = {"split": "train", "data_files": patterns, **given}
+    return _read({"train": files}, kind, str(files[0]), kind, options, numbers)
 
 
 def _read(
-    files: list[Path],
+    files: dict[str, list[Path]],
     kind: str | None,
     name: str,
-    source: tuple[str, dict[str, Any]],
-    given: dict[str, Any],
+    path: str,
+    options: dict[str, Any],
     numbers: Sequence[str] | None,
 ) -> Any:
     """Rows of files.
 
     Args:
-        files: All of them.
-        kind: Of all; None if they are of several, or none are known.
+        files: Of each split.
+        kind: Of all of them; None if they are of several.
         name: Named in errors.
-        source: Argument and keywords for `load_dataset`.
-        given: The caller's keywords, which win.
+        path: For `load_dataset`.
+        options: Its keywords.
         numbers: As for `read_files`.
     """
-    path, options = source
-    is_plain_table = kind == "csv" and given.keys() <= {"split", "streaming"}
-    is_typed = kind == "csv" and not TYPING & given.keys()
-    if is_plain_table:
-        check_heads(files)
+    every = [file for each in files.values() for file in each]
+    is_plain = kind == "csv" and options.keys() <= {"split", "streaming", "data_files"}
+    if is_plain:
+        check_heads(every)
+    is_typed = False
     if kind == "csv":
-        options |= {**CSV, **({} if "sep" in given else {"delimiter": delimiter(files[0])})}
+        options = {
+            **CSV,
+            **({} if "sep" in options else {"delimiter": delimiter(every[0])}),
+            **options,
+        }
     elif kind == "json":  # by this name the bytes are checked, and a BOM is left out
-        options["encoding"] = "utf-8-sig"
-    options |= given
+        options = {"encoding": "utf-8-sig", **options}
     was_shown = datasets.utils.logging.is_progress_bar_enabled()
-    if sum(file.stat().st_size for file in files) < QUIET_BYTES:
+    if sum(file.stat().st_size for file in every) < QUIET_BYTES:
         datasets.disable_progress_bars()
     try:
+        if kind == "csv" and not TYPING & options.keys():
+            heads = all_text(every, options)
+            is_typed = bool(heads)
+            options |= heads
+        rows = _load(every, path, **options)
         if is_typed:
-            options["features"] = all_text(files[0], options)
-        rows = _load(files, path, **options)
+            rows = typed(rows, numbers)
     except Exception as error:  # of pandas, pyarrow or datasets, which name no line
-        raise ValueError(flaw(files) or f"{name}: {_innermost(error)}") from error
+        raise ValueError(flaw(every) or f"{name}: {_innermost(error)}") from error
     finally:
         if was_shown:
             datasets.enable_progress_bars()
-    if is_plain_table and any(delimiter(file) == "\t" for file in files):
+    if is_plain and any(delimiter(file) == "\t" for file in every):
         rows = quotes_checked(rows, name)
-    if is_typed:
-        rows = typed(rows, numbers)
     return _without_blanks(rows) if kind == "text" else rows
 
 
@@ -172,12 +177,47 @@ def _read_folder(folder: Path, options: dict[str, Any], numbers: Sequence[str] |
             return datasets.load_from_disk(str(folder))
         except IndexError as error:  # of a list of no pieces
             raise ValueError(f"{folder}: it has no rows.") from error
-    files = [file for file in files_of(folder) if ending(file) in KINDS]
     if options.keys() <= {"split", "streaming"}:
-        _kind_of(files, folder)
-    kinds = {KINDS[ending(file)] for file in files}
-    kind = kinds.pop() if len(kinds) == 1 and not options.keys() & {"data_files"} else None
-    return _read(files, kind, str(folder), (str(folder.resolve()), {}), options, numbers)
+        inside = [(file, file.relative_to(folder).parts) for file in files_of(folder)]
+        shown = [f for f, parts in inside if not any(part.startswith(".") for part in parts)]
+        _kind_of([file for file in shown if ending(file) in KINDS], folder)
+    place = str(folder.resolve())
+    try:
+        resolves = {k: v for k, v in options.items() if k not in ("split", "streaming")}
+        builder: Any = datasets.load_dataset_builder(place, **resolves)
+    except Exception as error:
+        raise ValueError(f"{folder}: {_innermost(error)}") from error
+    found = {f"{k}": [Path(file) for file in v] for k, v in builder.config.data_files.items()}
+    if builder.name != "csv":
+        return _read(found, builder.name, str(folder), place, options, numbers)
+    return _read_tables(found, str(folder), options, numbers)
+
+
+def _read_tables(
+    files: dict[str, list[Path]],
+    folder: str,
+    options: dict[str, Any],
+    numbers: Sequence[str] | None,
+) -> Any:
+    """The csv files of a folder, split by split: each may have other columns."""
+    options = {k: v for k, v in options.items() if k not in ("data_files", "data_dir")}
+    patterns = {k: [glob.escape(str(file)) for file in each] for k, each in files.items()}
+    if "split" in options:
+        wanted = f"{options['split']}".partition("[")[0]  # of train[:90%]
+        chosen = [wanted] if wanted in files else [*files]
+        options["data_files"] = {split: patterns[split] for split in chosen}
+        return _read({k: files[k] for k in chosen}, "csv", folder, "csv", options, numbers)
+    rows: dict[str, Any] = {}
+    for split in sorted(files, key=lambda name: name != "train"):
+        own = {**options, "split": split, "data_files": {split: patterns[split]}}
+        rows[split] = _read({split: files[split]}, "csv", folder, "csv", own, numbers)
+        if len(rows) == 1:  # what is text there is text in all splits
+            numbers = [
+                name for name in rows[split].column_names if name not in texts_of(rows[split])
+            ]
+    is_stream = options.get("streaming", False)
+    made = datasets.IterableDatasetDict if is_stream else datasets.DatasetDict
+    return made({split: rows[split] for split in files})
 
 
 def _load(files: list[Path], path: str, **options: Any) -> Any:
@@ -199,6 +239,14 @@ def _load(files: list[Path], path: str, **options: Any) -> Any:
     for split in _splits(rows):  # tokens are kept by it
         split._fingerprint = Hasher.hash([split._fingerprint, states])
     return rows
+
+
+def texts_of(rows: Any) -> set[str]:
+    """Columns of text, of one split or of the first of several."""
+    rows = next(iter(rows.values())) if isinstance(rows, dict) else rows
+    texts = ("string", "large_string", "string_view")
+    kinds = rows.features or {}
+    return {name for name, kind in kinds.items() if getattr(kind, "dtype", None) in texts}
 
 
 def _splits(rows: Any) -> list[Any]:

@@ -10,7 +10,7 @@ import datasets
 import pyarrow as pa
 
 from hflit.data.columns import Converters, arrow_column
-from hflit.data.files import is_name, name_of, read_files
+from hflit.data.files import is_name, name_of, read_files, texts_of
 from hflit.data.module import DataModule
 
 TRAIN_SPLITS = ("train", "training")
@@ -94,10 +94,10 @@ def data_module(train: Any, validation: Any = None, **options: Any) -> DataModul
         FileNotFoundError: Nothing goes by the name.
     """
     names = {"train": train, "validation": validation}
-    columns = options["tokenization"].names
+    columns = [*options["tokenization"].names, options["args"].length_column_name]
     if is_name(train):
         train = read_files(train, columns)
-        columns = [name for name in columns if name not in _texts_of(train)]
+        columns = [name for name in columns if name not in texts_of(train)]  # here as there
     has_splits = isinstance(train, (datasets.DatasetDict, datasets.IterableDatasetDict))
     if isinstance(validation, str) and has_splits and validation in train:
         validation = train[validation]
@@ -116,13 +116,6 @@ def data_module(train: Any, validation: Any = None, **options: Any) -> DataModul
         module.readers["validation"] = _format_of(validation, "validation").read
     module.files = {split: name_of(name) for split, name in names.items() if is_name(name)}
     return module
-
-
-def _texts_of(rows: Any) -> set[str]:
-    """Columns of text, which are text in other rows too, where those look like numbers."""
-    rows = next(iter(rows.values())) if isinstance(rows, dict) else rows
-    kinds = rows.features or {}
-    return {name for name, kind in kinds.items() if getattr(kind, "dtype", None) == "string"}
 
 
 def reader_of(data: Any) -> Callable[..., Any]:

@@ -52,44 +52,49 @@ def check_heads(files: list[Path]) -> None:
             raise ValueError(f"{file}, line {line}: {too_many(first, header)}")
 
 
-def all_text(file: Path, options: Mapping[str, Any]) -> datasets.Features:
-    """The columns of a csv file, as texts.
+def all_text(files: Sequence[Path], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords that let `load_dataset` read all columns of csv files as texts.
 
-    pandas reads some thousand rows at a time and gives each such piece kinds of its own.
+    pandas reads some thousand rows at a time and gives each such piece kinds of its own. None if
+    the files have other columns each, or names of several lines.
     """
     of_all = {field.name for field in dataclasses.fields(datasets.BuilderConfig)}
     known = {field.name for field in dataclasses.fields(CsvConfig)} - of_all
     config = CsvConfig(**{name: value for name, value in options.items() if name in known})
     given = {**config.pd_read_csv_kwargs, "chunksize": None, "nrows": 0}
-    columns = pd.read_csv(file, **given).columns
-    return datasets.Features(dict.fromkeys(columns, datasets.Value("string")))
+    heads = []
+    for file in files:
+        with opened(file) as content:
+            heads.append(list(pd.read_csv(content, **given).columns))
+    names = [str(name) if isinstance(name, int) else name for name in heads[0]]
+    are_names = all(isinstance(name, str) for name in names)
+    if not are_names or any({*head} != {*heads[0]} for head in heads):
+        return {}
+    own = {} if names == heads[0] else {"names": names}  # a file without a head has numbers
+    return {**own, "features": datasets.Features(dict.fromkeys(names, datasets.Value("string")))}
 
 
 def typed(rows: Any, numbers: Sequence[str] | None) -> Any:
     """Rows of texts, with numbers and truth values in the columns that hold nothing else."""
-    splits = list(rows.values()) if isinstance(rows, dict) else [rows]
-    kinds = _kinds_of_numbers(splits, splits[0].column_names if numbers is None else numbers)
-    if not kinds:
-        return rows
-    if isinstance(rows, (datasets.Dataset, datasets.IterableDataset)):
-        return _with_numbers(rows, kinds)
-    return type(rows)({split: _with_numbers(each, kinds) for split, each in rows.items()})
+    kinds = _kinds_of_numbers(rows, rows.column_names if numbers is None else numbers)
+    return _with_numbers(rows, kinds) if kinds else rows
 
 
-def _kinds_of_numbers(splits: list[Any], columns: Sequence[str]) -> dict[str, pa.DataType]:
+def _kinds_of_numbers(rows: Any, columns: Sequence[str]) -> dict[str, pa.DataType]:
     """Columns that hold nothing but numbers or truth values, and which."""
-    left = {name: list(NUMBERS) for name in columns if name in splits[0].column_names}
+    left = {name: list(NUMBERS) for name in columns if name in rows.column_names}
+    if not left:
+        return {}
     seen: set[str] = set()
-    for rows in splits if left else []:
-        for table in rows.select_columns([*left]).with_format("arrow").iter(ROWS_TO_TYPE):
-            for name, patterns in left.items():
-                fields = pc.utf8_trim_whitespace(table[name].drop_null())
-                if len(fields):
-                    seen.add(name)
-                left[name] = [each for each in patterns if _all_match(fields, each)]
-            left = {name: patterns for name, patterns in left.items() if patterns}
-            if not left:
-                return {}
+    for table in rows.select_columns([*left]).with_format("arrow").iter(ROWS_TO_TYPE):
+        for name, patterns in left.items():
+            fields = pc.utf8_trim_whitespace(table[name].drop_null())
+            if len(fields):
+                seen.add(name)
+            left[name] = [each for each in patterns if _all_match(fields, each)]
+        left = {name: patterns for name, patterns in left.items() if patterns}
+        if not left:
+            return {}
     return {name: NUMBERS[patterns[0]] for name, patterns in left.items() if name in seen}
 
 

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -241,6 +241,10 @@ class Bridge(L.Callback):
             self.sums.is_alone = self.checkpoints.is_alone = True  # nobody else would answer
             save = partial(self._save, trainer)
             self.points.save_what_is_whole(self.state.global_step, save, exception)
+        goes_on = self.args.auto_find_batch_size and should_reduce_batch_size(exception)
+        if self.begun and not goes_on:  # or the next run's figures would go where these went
+            with suppress(Exception):  # the cause is another one
+                self.listeners.tell_some("on_train_end", self.state, trackers=True)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End a run that went on from its end, for which Lightning has no epoch to start."""

@@ -202,7 +202,10 @@ class _Own:
 
     def add(self, result: Evaluated, batch: dict[str, Any], number: int, is_last: bool) -> None:
         """Count one batch."""
-        self.metrics.update(result.outputs, batch)
+        outputs, logits = result.outputs, result.outputs.get("logits")
+        if isinstance(logits, tuple):  # of a model that returns one, the first of it
+            outputs = {**outputs, "logits": logits[0]}
+        self.metrics.update(outputs, batch)
 
     def figures(self) -> dict[str, float]:
         """Over all batches."""

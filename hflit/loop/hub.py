@@ -56,13 +56,12 @@ class HubUpload(TrainerCallback):
         self._report_failures()
         output_dir = Path(args.output_dir or "")
         checkpoint = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        # Copied, as the checkpoint may be deleted before it is uploaded.
-        shutil.copytree(
-            checkpoint,
-            output_dir,
-            ignore=shutil.ignore_patterns(*RESUME_FILES),
-            dirs_exist_ok=True,
-        )
+        left_out = shutil.ignore_patterns(*RESUME_FILES)
+        try:  # copied, as the checkpoint may be deleted before it is uploaded
+            shutil.copytree(checkpoint, output_dir, ignore=left_out, dirs_exist_ok=True)
+        except OSError as error:  # shutil's own of several files, too
+            logger.warning("%s is not uploaded: it cannot be copied (%s).", checkpoint, error)
+            return
         message = f"Training in progress, step {state.global_step}"
         jobs = [self._upload(args, output_dir, message, run_as_future=True)]
         if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
@@ -88,7 +87,8 @@ class HubUpload(TrainerCallback):
             commit_message=message,
             token=args.hub_token,
             revision=args.hub_revision,
-            ignore_patterns=["_*", f"{PREFIX_CHECKPOINT_DIR}-*"],
+            # Hidden ones are being written, or on their way out.
+            ignore_patterns=["_*", f"{PREFIX_CHECKPOINT_DIR}-*", f".{PREFIX_CHECKPOINT_DIR}-*"],
             **options,
         )
 

@@ -41,7 +41,8 @@ OWN = "hflit"  # our entry among `stateful_callbacks`, where transformers keeps 
 FIXED_ARGUMENTS = (
     *("gradient_accumulation_steps", "seed", "data_seed"),
     *("train_sampling_strategy", "dataloader_drop_last", "optim", "learning_rate"),
-    *("weight_decay", "lr_scheduler_type", "lr_scheduler_kwargs"),
+    *("weight_decay", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    *("label_smoothing_factor", "neftune_noise_alpha"),
     # The checkpoint brings these along, and new ones would be ignored.
     *("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "optim_target_modules"),
 )
@@ -105,6 +106,11 @@ class Checkpoint:
                 f"{self.folder} belongs to another run: {told}.{hint} Give what it was trained "
                 "with, or leave out checkpoint= to train anew."
             )
+
+    @property
+    def found_rate(self) -> float | None:
+        """The learning rate that its range test found, if there was one."""
+        return self.own["run"].get("found_rate") if self.own else None
 
     def place(self, windows: int, anew: bool = False) -> tuple[int, int]:
         """The epoch to go on in, and the windows of it that are done.
@@ -306,7 +312,10 @@ def load_weights(model: Any, folder: Path) -> None:
         return
     if _misfit(model.state_dict(), weights) and hasattr(model, "from_pretrained"):
         # Some models are saved under other names than they have in memory.
-        weights = type(model).from_pretrained(folder).state_dict()
+        named, report = type(model).from_pretrained(folder, output_loading_info=True)
+        if report["missing_keys"]:  # and drawn at random
+            _raise_misfit(folder, f"{min(report['missing_keys'])}, missing there")
+        weights = named.state_dict()
     _raise_misfit(folder, _misfit(model.state_dict(), weights))
     model.load_state_dict(weights, strict=False)
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import datasets
 import lightning.pytorch as L
-from transformers import TrainerCallback
+from peft import LoraConfig
+from transformers import BitsAndBytesConfig, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from hflit.arguments import Arguments
@@ -23,6 +24,9 @@ from hflit.loop.progress import ProgressBar
 from hflit.loop.resume import FIXED_ARGUMENTS
 from hflit.loop.stops import Stops
 from hflit.tasks import TaskModule
+
+# Of a LoRA: what decides how much the weights that were learned say.
+SCALES = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")
 
 
 class Length(NamedTuple):
@@ -78,7 +82,13 @@ def _length(args: Arguments, limit: int | float | None, data: DataModule) -> Len
 
 
 def run_record(
-    named: Mapping[str, Any], config: Any, args: Arguments, data: DataModule
+    named: Mapping[str, Any],
+    config: Any,
+    args: Arguments,
+    flags: Mapping[str, Any],
+    data: DataModule,
+    adapter: LoraConfig | None,
+    quantization: BitsAndBytesConfig | None,
 ) -> dict[str, Any]:
     """What the rest of a run cannot change, in the words of the call.
 
@@ -86,7 +96,10 @@ def run_record(
         named: The call's named arguments.
         config: Of the base.
         args: Its other arguments.
+        flags: Of Lightning.
         data: Set up.
+        adapter: What is learned beside the weights, or None.
+        quantization: Of the weights, or None.
     """
     rows, values = data.tokens["train"], args.to_dict()
     is_stream = not isinstance(rows, datasets.Dataset)  # each worker reads its own part of it
@@ -94,6 +107,10 @@ def run_record(
         "task": named["task"],
         "model": config.model_type,
         "find_learning_rate": named["find_learning_rate"],
+        "lora": adapter and {name: getattr(adapter, name) for name in SCALES},
+        "quantize": quantization and f"{quantization.quantization_method()}",
+        "distillation": None if named["teacher"] is None else list(named["distillation"]),
+        "limit_train_batches": flags.get("limit_train_batches", 1.0),
         "maxlength": data.tokenization.maxlength,
         "rows": None if is_stream else len(rows),
         "data": data.digest(),

@@ -94,8 +94,8 @@ class ClassificationMetrics:
         if self.problem != "regression":
             return self.counts.compute()
         found, right = torch.cat(self.scores, dim=1)
-        if any(each.min() == each.max() for each in (found, right)):
-            return {"pearson": math.nan, "spearman": math.nan}  # nothing varies, as in scipy
+        if any(each.min() == each.max() or not each.isfinite().all() for each in (found, right)):
+            return {"pearson": math.nan, "spearman": math.nan}  # as in scipy
         functions = {"pearson": pearson_corrcoef, "spearman": spearman_corrcoef}
         return {name: float(function(found, right)) for name, function in functions.items()}
 

@@ -73,10 +73,10 @@ class QuestionAnswering(TaskModule):
 
     def metrics(self, rows: Dataset) -> SpanMetrics:
         """Exact match and F1 of SQuAD."""
-        if not isinstance(rows, Dataset):  # a stream
-            rows = Dataset.from_list(list(rows))
-        _, context, answers = rows.column_names
-        return SpanMetrics(rows[context], [read_answers(each)["text"] for each in rows[answers]])
+        _, context, answers = rows.column_names or next(iter(rows))  # of a stream, its first row's
+        pairs = [(row[context], read_answers(row[answers])["text"]) for row in rows]
+        contexts, texts = zip(*pairs, strict=True) if pairs else ((), ())
+        return SpanMetrics(list(contexts), list(texts))
 
 
 def _without_padding(logits: Tensor, batch: Batch) -> Tensor:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from hflit import HFTrainer
@@ -27,7 +28,7 @@ def hub(monkeypatch):
 
     def upload_folder(*, folder_path, ignore_patterns, run_as_future=False, **options):
         names = (path.name for path in Path(folder_path).iterdir())
-        files = sorted(n for n in names if not n.startswith(("_", "checkpoint-")))
+        files = sorted(filter_repo_objects(names, ignore_patterns=ignore_patterns))
         stand_in.uploads.append({"folder": Path(folder_path).name, "files": files, **options})
         job = Future()
         if not stand_in.is_slow:
@@ -102,6 +103,7 @@ def saved(tmp_path, hub):
         names = ("optimizer.pt", "rng_state.pth", "trainer_state.json", "complete.json")
         for name in ("model.safetensors", *names):
             (folder / name).write_text(f"{step}")
+        (folder.parent / f".checkpoint-{step + 1}.7.part").mkdir()  # being written
         (folder / "optimizer").mkdir()  # what several processes wrote
         (folder / "optimizer" / "0.distcp").write_text(f"{step}")
         upload.on_save(args, TrainerState(global_step=step), TrainerControl())
@@ -155,6 +157,19 @@ def test_uploads_wait_for_each_other_or_not(always, expected, hub, saved, caplog
     upload.finish(args)
     assert "An upload to the Hub failed: OSError" in caplog.text
     assert TOKEN not in caplog.text
+
+
+def test_a_full_disk_leaves_out_an_upload_and_no_update(hub, saved, caplog, monkeypatch):
+    """Once the run ended there."""
+    upload, args = started(hub_strategy="every_save")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copytree", full)
+    saved(upload, args, 3)
+    assert hub.uploads == []
+    assert "checkpoint-3 is not uploaded: it cannot be copied" in caplog.text
 
 
 def test_only_the_first_process_uploads(hub, saved):

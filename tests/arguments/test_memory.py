@@ -264,6 +264,15 @@ def test_a_new_attempt_forgets_the_one_before(mine, small_memory, caplog):
         assert torch.equal(late[1].state_dict()[name], weight), name
 
 
+def test_batches_shrink_in_the_test_of_rates_too(mine, small_memory, caplog):
+    """Once the first lack of memory ended the call there."""
+    given = {"auto_find_batch_size": True, "parity": False, "learning_rate": 1e-3}
+    with caplog.at_level(logging.WARNING, logger="hflit"):
+        state = mine(**given, find_learning_rate=True, per_device_train_batch_size=10)[0]
+    assert caplog.text.count("Starting again") == 3
+    assert state.train_batch_size == 7
+
+
 def test_tracker_stops_with_the_run(mine, small_memory):
     with pytest.raises(MemoryError, match="out of memory"):
         mine(skip_memory_metrics=False)

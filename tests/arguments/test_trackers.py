@@ -7,6 +7,7 @@ import sys
 import mlflow
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from hflit import HFTrainer
@@ -59,6 +60,30 @@ def test_every_installed_tracker_gets_the_log(mine, monkeypatch, tmp_path):
     assert run.data.metrics["eval_loss"] == pytest.approx(evaluated[-1][1])
     assert run.data.params["learning_rate"] == "0.005"
     assert "hf_secret" not in json.dumps(run.data.params)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_run_that_failed_leaves_no_tracker_open(mine, monkeypatch, tmp_path):
+    """Once the next run's figures went into the MLflow run of the one that failed."""
+
+    class Fails(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            raise ValueError("lost")
+
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    mlflow.set_tracking_uri(store)
+    kept = []
+    for name, callbacks in (("first", [Fails()]), ("second", [])):
+        given = {"report_to": "mlflow", "run_name": name, "output_dir": name}
+        try:
+            mine(**given, callbacks=callbacks)
+        except ValueError as error:
+            kept.append(error)  # and with it the run's objects, as a prompt does
+        assert mlflow.active_run() is None
+    runs = mlflow.search_runs(output_format="list")
+    assert sorted(run.info.run_name for run in runs) == ["first", "second"]
+    assert len(kept) == 1
 
 
 def test_trackio_is_told_the_same(theirs, mine, monkeypatch, tmp_path):

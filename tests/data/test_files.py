@@ -11,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from hflit import HFTrainer
@@ -186,7 +188,7 @@ def test_what_is_not_there_is_said_to_be_no_file(name):
 
 def test_a_missing_column_is_told_with_the_file(tmp_path):
     (tmp_path / "a.csv").write_text("text,lable\nw1,a\n")
-    data = data_module("a.csv", tokenization=Labels(word_tokenizer()), args=None)
+    data = data_module("a.csv", tokenization=Labels(word_tokenizer()), args=Arguments())
     data._length_column = lambda split: None
     with pytest.raises(ValueError, match="a.csv: Column 'label' is not in the training data"):
         data.setup()
@@ -261,9 +263,9 @@ def test_a_folder_may_be_named_by_where_one_is(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["", {"path": ""}])
 def test_an_empty_name_is_told(split, name, tiny_bert):
     """Once it stood for the current folder."""
-    tokenization = Labels(tiny_bert()[1])
+    options = {"tokenization": Labels(tiny_bert()[1]), "args": Arguments()}
     with pytest.raises(ValueError, match="name of the data is empty"):
-        data_module(**{"train": ROWS, split: name}, tokenization=tokenization, args=None)
+        data_module(**{"train": ROWS, split: name}, **options)
 
 
 KINDS = {  # the first fields of a column, the last one, and what the column holds
@@ -305,6 +307,71 @@ def test_validation_labels_are_texts_where_those_of_training_are(tmp_path, tiny_
     data = data_module("a.csv", "b.csv", **options)
     data.setup()
     assert data.rows["validation"]["label"][:] == ["1"]
+    assert data.tokens["validation"]["labels"][:] == [0]
+
+
+def test_each_split_of_a_folder_has_columns_and_kinds_of_its_own(tmp_path):
+    """Once the first file in the alphabet gave all of them theirs, and any split its kinds."""
+    for name, lines in {
+        "train.csv": "id,text,label\n1,w1,0.5\n2,w2,1\n",
+        "validation.csv": "text,id,label\nw1,3,1\n",
+        "test.csv": "id,text,label\n4,w1,?\n",
+        "notes.csv": "a,b\n1,2\n",  # no split, so it is not read
+        ".ipynb_checkpoints/train-checkpoint.csv": "id,text\n1,w1\n",
+        "._train.csv": "\xb0",
+    }.items():
+        file = Path("d", name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(lines)
+    rows = read_files("d")
+    assert rows["train"].to_list()[1] == {"id": 2, "text": "w2", "label": 1.0}
+    assert rows["validation"].to_list() == [{"text": "w1", "id": 3, "label": 1}]
+    assert rows["test"].to_list() == [{"id": 4, "text": "w1", "label": "?"}]
+    streams = read_files({"path": "d", "streaming": True})
+    assert {split: list(each) for split, each in streams.items()} == {
+        split: each.to_list() for split, each in rows.items()
+    }
+    assert read_files({"path": "d", "split": "train[1:]"}).to_list() == rows["train"].to_list()[1:]
+    named = {"path": "d", "data_files": "test.csv"}
+    assert read_files(named, numbers=())["train"].to_list() == [
+        {"id": "4", "text": "w1", "label": "?"}
+    ]
+    Path("d/test.csv").write_text("id,text\n5,w3\n")  # as Kaggle has it
+    assert read_files("d")["train"].to_list() == rows["train"].to_list()
+    assert read_files("d")["test"].to_list() == [{"id": 5, "text": "w3"}]
+
+
+def test_a_csv_without_a_head_has_numbered_columns(tmp_path):
+    Path("a.csv").write_text("w1,007\nw2,8x\n")
+    rows = read_files({"path": "a.csv", "header": None})
+    assert rows.to_list() == [{"0": "w1", "1": "007"}, {"0": "w2", "1": "8x"}]
+
+
+@pytest.mark.parametrize("strategy", ["group_by_length", "batch_rebalance"])
+def test_lengths_in_a_csv_are_numbers(strategy, tmp_path, tiny_bert):
+    lines = [f"{'w1 ' * n},{n % 2},{n + 2}" for n in range(1, 9)]
+    Path("a.csv").write_text("\n".join(["text,label,length", *lines]))
+    given = {"train_sampling_strategy": strategy, "max_steps": 1, "cache": False}
+    trainer = HFTrainer()
+    trainer(tiny_bert(), "a.csv", **given)
+    assert trainer.state.global_step == 1
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_a_damaged_stream_is_told_by_its_file(tmp_path):
+    Path("a.csv").write_text("text,label\n" + "w1,1\n" * 50 + "w1,1,2\n")
+    with pytest.raises(ValueError, match="a.csv, line 52: 3 fields"):
+        read_files({"path": "a.csv", "streaming": True})
+    forget_streams()
+
+
+def test_labels_that_parquet_holds_as_text_are_text_in_a_csv(tmp_path, tiny_bert):
+    labels = pa.array(["007", "008"], pa.large_string())
+    pq.write_table(pa.table({"text": ["w1", "w2"], "label": labels}), "a.parquet")
+    Path("b.csv").write_text("text,label\nw1,007\n")
+    options = {"tokenization": Labels(tiny_bert()[1]), "args": Arguments(), "cache": False}
+    data = data_module("a.parquet", "b.csv", **options)
+    data.setup()
     assert data.tokens["validation"]["labels"][:] == [0]
 
 

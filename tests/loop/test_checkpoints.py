@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import (
     EarlyStoppingCallback,
     Trainer,
@@ -441,6 +442,9 @@ CHANGED = {
     "order": ({"data_seed": 4}, "data_seed=None there, data_seed=4 here"),
     "length": ({"maxlength": 12}, "maxlength=64 there, maxlength=12 here"),
     "rate": ({"learning_rate": 1.0}, "learning_rate=0.0005 there, learning_rate=1.0 here"),
+    "warmup": ({"warmup_steps": 2}, "warmup_steps=0 there, warmup_steps=2 here"),
+    "limit": ({"limit_train_batches": 2}, "limit_train_batches=1.0 there, .*=2 here"),
+    "noise": ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha=None there, .*=5.0 here"),
     "rows": ({"rows": tiny.rows("text-classification")[1:]}, "rows=24 there, rows=23 here"),
     "data": ({"rows": tiny.rows("text-classification")[::-1]}, "data='.*' there, data='.*' here"),
 }
@@ -450,6 +454,28 @@ CHANGED = {
 def test_another_run_is_refused(two_steps, changes, told):
     with pytest.raises(ValueError, match=told):
         go_on(two_steps / "checkpoint-2", **changes)
+
+
+def test_what_scales_an_adapter_may_not_change(tiny_bert, ragged_rows, tmp_path):
+    """Once what was learned counted eight times as much, without a word."""
+    call = {"max_steps": 2, "output_dir": str(tmp_path), "lora": {"lora_alpha": 8}}
+    train(tiny_bert(), ragged_rows(16), **call)
+    call["checkpoint"] = tmp_path / "checkpoint-1"
+    train(tiny_bert(), ragged_rows(16), **call)
+    with pytest.raises(ValueError, match="'lora_alpha': 8, .* there, .*'lora_alpha': 64, .* here"):
+        train(tiny_bert(), ragged_rows(16), **{**call, "lora": {"lora_alpha": 64}})
+
+
+def test_a_weight_that_a_checkpoint_lacks_is_not_drawn_anew(two_steps, tmp_path):
+    """Once a pooler started from random numbers in the middle of a run."""
+    folder = tmp_path / "checkpoint-2"
+    shutil.copytree(two_steps / "checkpoint-2", folder)
+    (folder / "complete.json").unlink()
+    weights = load_file(folder / "model.safetensors")
+    del weights["bert.pooler.dense.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="another model: .*pooler.dense.weight, missing there"):
+        go_on(folder)
 
 
 def test_what_may_change_may_change(two_steps):
@@ -730,7 +756,9 @@ def test_adapters_are_saved_and_go_on(tiny_bert, ragged_rows, tmp_path):
 
 def test_an_adapter_is_not_resumed_without_one(tiny_bert, ragged_rows, tmp_path):
     train(tiny_bert(), ragged_rows(8), lora=True, max_steps=1, output_dir=str(tmp_path))
-    with pytest.raises(ValueError, match="checkpoint-1 holds an adapter: give the lora="):
+    with pytest.raises(
+        ValueError, match="checkpoint-1 belongs to another run: lora={.*} there, lora=None here"
+    ):
         train(tiny_bert(), ragged_rows(8), checkpoint=tmp_path / "checkpoint-1", max_steps=2,
               output_dir=str(tmp_path))  # fmt: skip
 

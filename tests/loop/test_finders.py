@@ -89,9 +89,14 @@ def test_smoothing_begins_without_a_bias():
     assert smoothed([1.0, 2.0]) == pytest.approx([1.0, (0.9 * 0.1 * 1 + 0.1 * 2) / 0.19])
 
 
-def test_a_run_goes_on_with_the_rate_it_found(tiny_bert, ragged_rows, tmp_path):
-    """Once it was refused with the arguments that it had begun with."""
-    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 9}
+@pytest.mark.parametrize("schedule", ["linear", "polynomial"])
+def test_a_run_goes_on_with_the_rate_it_found(schedule, tiny_bert, ragged_rows, tmp_path):
+    """Once it was refused with the arguments that it had begun with.
+
+    A polynomial schedule knows the rate that it began from, and once took the one given for it.
+    """
+    options = {"lr_scheduler_type": schedule, "learning_rate": 1e-5}
+    options |= {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 9}
     options |= {"find_learning_rate": True, "output_dir": tmp_path}
     whole, _ = losses(tiny_bert(dropout=0.1), easy(ragged_rows), **options)
     options |= {"checkpoint": tmp_path / "checkpoint-2"}

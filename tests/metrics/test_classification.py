@@ -105,6 +105,17 @@ def test_scores_that_do_not_vary_have_no_correlation():
     assert all(math.isnan(figure) for figure in metrics.compute().values())
 
 
+@pytest.mark.parametrize("wrong", [[0], range(8)], ids=["one", "all"])
+def test_scores_that_are_no_numbers_have_no_correlation(wrong):
+    """As scipy says; NaN had ranks once, and in a row of rising labels a correlation of 1."""
+    metrics = ClassificationMetrics("regression", 1)
+    scores = torch.arange(8.0)
+    scores[list(wrong)] = math.nan
+    metrics.update({"logits": scores[:, None]}, {"labels": torch.arange(8.0)})
+    assert math.isnan(spearmanr(scores, torch.arange(8.0)).statistic)
+    assert all(math.isnan(figure) for figure in metrics.compute().values())
+
+
 def test_scores_of_low_precision_are_counted_in_float32():
     logits, labels = random(25, 1).bfloat16(), random(25, seed=1)
     found = computed("regression", 1, logits, labels, (25,))

@@ -62,6 +62,14 @@ class GivesTuple(BertForSequenceClassification):
         return F.cross_entropy(logits, labels, WEIGHTS), logits
 
 
+class GivesMore(GivesTuple):
+    """Hidden states too."""
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None):
+        loss, logits = super().forward(input_ids, attention_mask, labels)
+        return loss, logits, logits
+
+
 class Halved(GPT2LMHeadModel):
     """A loss over tokens that is not the task's."""
 
@@ -130,6 +138,21 @@ class MeanOverRows(BertForSequenceClassification):
         losses = F.cross_entropy(outputs.logits, labels, reduction="none")
         outputs.loss = (WEIGHTS[labels] * losses).mean()
         return outputs
+
+
+@pytest.mark.parametrize("kind", [GivesTuple, GivesMore])
+def test_the_logits_of_a_tuple_are_judged(kind):
+    task = "text-classification"
+    trainer = HFTrainer()
+    rows = tiny.rows(task)
+    model, tokenizer = trainer(made(kind, task), rows, rows, metrics="auto", max_steps=1)
+    with torch.no_grad():
+        right = [
+            int(model(**tokenizer(row["text"], return_tensors="pt", return_token_type_ids=False),
+                      labels=torch.tensor([row["label"]]))[1].argmax()) == row["label"]
+            for row in rows
+        ]  # fmt: skip
+    assert trainer.metrics["eval_accuracy"] == pytest.approx(sum(right) / len(right))
 
 
 def test_small_batches_are_one_large_batch():

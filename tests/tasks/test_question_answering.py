@@ -344,3 +344,15 @@ def test_misaligned_rows_are_left_out_of_the_run_when_asked(bert):
     assert "eval_NoAns_f1" not in trainer.metrics  # the row without a place is not scored
     with pytest.raises(ValueError, match="skip_misaligned=True means nothing to text-class"):
         HFTrainer()(bert(), [{"text": "w1", "label": 0}], skip_misaligned=True)
+
+
+def test_answers_of_a_validation_stream_may_be_of_any_shape(bert):
+    """Once it ended in an error of Arrow, after training."""
+    given = [{"question": "w0", "context": "w5 w1 w7", "answers": a} for a in ("w1", ["w7"], None)]
+    stream = datasets.IterableDataset.from_generator(lambda: iter(given))
+    found = []
+    for validation in (given, stream):
+        trainer = HFTrainer()
+        trainer(bert(), rows(8), validation, metrics="auto", max_steps=1, **CALL)
+        found.append({k: v for k, v in trainer.metrics.items() if "exact" in k or "f1" in k})
+    assert found[0] == found[1]
