@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import datasets
 import lightning.pytorch as L
+import torch
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
@@ -62,7 +63,8 @@ def run_length(args: Arguments, flags: dict[str, Any], data: DataModule) -> Leng
 
 def _length(args: Arguments, limit: int | float | None, data: DataModule) -> Length:
     try:
-        windows = len(data.train_dataloader())
+        with torch.random.fork_rng(devices=[]):  # an order that torch draws is not drawn here
+            windows = len(data.train_dataloader())
     except TypeError:
         if limit not in (None, 1.0):
             raise ValueError(
