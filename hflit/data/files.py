@@ -92,7 +92,7 @@ def _read_files(files: list[Path], given: dict[str, Any], numbers: Sequence[str]
 
 def _read(
     files: dict[str, list[Path]],
-    kind: str | None,
+    kind: str,
     name: str,
     path: str,
     options: dict[str, Any],
@@ -102,7 +102,7 @@ def _read(
 
     Args:
         files: Of each split.
-        kind: Of all of them; None if they are of several.
+        kind: The builder of `datasets` that reads them.
         name: Named in errors.
         path: For `load_dataset`.
         options: Its keywords.

@@ -56,7 +56,7 @@ def too_many(row: list[str], header: list[str]) -> str:
 
 def flaw(files: list[Path]) -> str | None:
     """The first file, and the line of it, that cannot be read; None if none is found."""
-    for file in files:
+    for file in (each for each in files if ending(each) in KINDS):
         try:
             for place, problem in _problems(file):
                 return f"{file}{place}: {problem}"
