@@ -55,7 +55,7 @@ def check_heads(files: list[Path]) -> None:
 def all_text(files: Sequence[Path], options: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords that let `load_dataset` read all columns of csv files as texts.
 
-    pandas reads some thousand rows at a time and gives each such piece kinds of its own. None if
+    pandas reads some thousand rows at a time and gives each such piece kinds of its own. Empty if
     the files have other columns each, or names of several lines.
     """
     of_all = {field.name for field in dataclasses.fields(datasets.BuilderConfig)}
