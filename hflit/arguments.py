@@ -267,7 +267,7 @@ def _renamed(keywords: Mapping[str, Any]) -> dict[str, Any]:
     arguments = {name: value for name, value in keywords.items() if name in FIELDS}
 
     def warn(message: str) -> None:
-        warnings.warn(message, FutureWarning, stacklevel=5)  # past this, parse and the call
+        warnings.warn(message, FutureWarning, stacklevel=6)  # past all of this, and the call
 
     for old, value in keywords.items():
         if old in DROPPED:

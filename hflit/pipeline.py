@@ -5,9 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,34 +20,28 @@ from transformers import (
 )
 from transformers.trainer_utils import align_special_tokens, enable_full_determinism
 
-from hflit.adapters import (
-    add_adapter,
-    lora_config,
-    merged,
-    quantization_config,
-    weight_figures,
-)
-from hflit.arguments import parse
+from hflit.adapters import add_adapter, merged, weight_figures
+from hflit.arguments import Arguments
 from hflit.artifacts import check_base, save_artifacts
-from hflit.loading import Base, check_teacher, load_base
+from hflit.loading import Base
 from hflit.loop.bridge import Bridge
 from hflit.loop.checkpoints import Checkpoints
 from hflit.loop.finders import find_rate
 from hflit.loop.folders import clean
 from hflit.loop.hub import HubUpload
 from hflit.loop.memory import fit_in_memory
-from hflit.loop.resume import find, load_weights
-from hflit.loop.run import batch_record, lightning_run, run_length, run_record
+from hflit.loop.resume import load_weights
+from hflit.loop.run import batch_record, lightning_run, run_length
 from hflit.loop.stops import Stops
-from hflit.loop.strategies import Processes, check_processes, run_in_processes, spread
+from hflit.loop.strategies import Processes, run_in_processes
 from hflit.loop.switches import model_switched, process_switched
-from hflit.loop.trackers import make_trackers
 from hflit.predict import predictions
 from hflit.ranks import from_first
 from hflit.report.card import write_card
 from hflit.report.facts import data_facts, run_facts
-from hflit.request import check_budget, check_evaluation, check_request, read_data
+from hflit.request import Plan, make_plan, read_request
 from hflit.saved import Saved, save_run
+from hflit.tasks import TaskModule
 from hflit.tasks.distillation import Distillation
 from hflit.tasks.parts import packable
 
@@ -179,128 +172,39 @@ class HFTrainer:
             ImportError: An argument needs a package that is not installed.
         """
         given = {name: value for name, value in locals().items() if name not in ("self", "args")}
-        task_class = check_request(given, HFTrainer.__call__)
-        adapter = lora_config(lora, task_class.lora_type)
-        arguments, flags = parse(args, also=given)
-        check_evaluation(arguments, validation, metrics, task_class)
-        check_budget(arguments, max_tokens_per_batch, parity)
-        with process_switched(arguments):
-            processes = spread(flags, arguments.strategy_options())
-        check_processes(arguments, processes.world, quantize, find_learning_rate)
+        request = read_request(given, args, HFTrainer.__call__)
+        arguments, processes = request.arguments, request.processes
         if processes.start is not None:
             return self._call_in_processes(processes, given, args)
         arguments.set_ranks(*processes[:3])
         if arguments.should_save:
             clean(Path(arguments.output_dir or ""))
-        resumed = find(checkpoint, arguments)
-        if resumed is not None:
-            resumed.keep_batch_size(arguments)
-        quantization = quantization_config(quantize, arguments.device)
-        hub = HubUpload()
-        flags["callbacks"] = [
-            *make_trackers(arguments),
-            *flags["callbacks"],
-            *([hub] if arguments.push_to_hub else []),
-        ]
-        seed = enable_full_determinism if arguments.full_determinism else set_seed
-
         with process_switched(arguments):
-            start = replace(
-                load_base(base, trust_remote_code),
-                quantization=quantization,
-                device=arguments.device,
-                is_adapted=adapter is not None,
-            )
-            if quantization is not None and hasattr(start.config, "quantization_config"):
-                warnings.warn("base is quantized already; quantize= changes nothing.", stacklevel=2)
-                start = replace(start, quantization=None)
-            options, data = read_data(start, task_class, given, arguments)
-            data.setup()
-            length = run_length(arguments, flags, data)
-            run = run_record(
-                given, start.config, arguments, flags, data, adapter, start.quantization
-            )
-            if resumed is not None:
-                resumed.check(run)
-                arguments.learning_rate = resumed.found_rate or arguments.learning_rate
-                data.start = resumed.place(length.windows, arguments.ignore_data_skip)
-
-            changes = data.tokenization.config_changes(start.config)
-            task_class.check_arguments(arguments, changes)
-            school = None if teacher is None else load_base(teacher, trust_remote_code)
-            if school is not None:
-                longest = data.tokenization.maxlength
-                check_teacher(school, start, task_class.auto_model, changes, longest)
-
-            def load(base: Base, changes: dict[str, Any]) -> Any:
-                model = task_class.load(base, changes)
-                if given["merge"] == "pack":
-                    causal, longest = task_class.predicts_next, data.tokenization.maxlength
-                    task_class.each_model(model, lambda each: packable(each, causal, longest))
-                return model
-
-            seed(arguments.seed)
-            model = load(start, changes)
-            if not parity:
-                task_class.start_head(model, data.tokens["train"])
-            if sum(p.numel() for p in model.parameters()) >= LARGE:
-                gc.collect()  # models and optimizers of runs before: Lightning ties them in cycles
-            align_special_tokens(model, start.tokenizer)
-            if adapter is not None:
-                if start.model is not None and arguments.output_dir and not merge_adapter:
-                    model = task_class.each_model(model, check_base)
-                model = task_class.each_model(model, partial(add_adapter, config=adapter))
-            own = {name: options[name] for name in task_class.options}
-            taught_by = None if school is None else load(school, {})
-            if taught_by is not None:
-                own["distillation"] = Distillation(taught_by, *distillation)
-            module = task_class(model, arguments, parity, **own)
-            if resumed is not None:
-                if flags["precision"] == "64-true":
-                    model.double()  # as Lightning will, too late for half of the digits
-                load_weights(model, resumed.folder)
-            if find_learning_rate and resumed is None:
+            plan = make_plan(request)
+            changes, _, record = plan.settle()
+            module = _loaded(plan, changes)
+            model, tokenizer = module.model, plan.start.tokenizer
+            hub = HubUpload()
+            if arguments.push_to_hub:
+                request.flags["callbacks"].append(hub)
+            if find_learning_rate and plan.resumed is None:
                 # Rates that end in losses without a value are tried too, so nonfinite comes after.
-                with model_switched(model, arguments, parity, taught_by, merge_adapter):
-                    rate = fit_in_memory(lambda: find_rate(module, data, flags), model, arguments)
-                    arguments.learning_rate = rate
+                _find_rate(plan, module)
             module.nonfinite = nonfinite or ("ignore" if parity else "stop")
-            seed(arguments.seed)
             stops = Stops()
-
-            def fit() -> tuple[Bridge, L.Trainer]:
-                length = run_length(arguments, flags, data)
-                record = {**run, **batch_record(arguments)}
-                if find_learning_rate:
-                    record["found_rate"] = arguments.learning_rate
-                checkpoints = Checkpoints(
-                    arguments, model, start.tokenizer, record, resumed, failed_save
-                )
-                bridge, trainer = lightning_run(
-                    arguments, {**flags}, length, module, data, metrics, checkpoints, stops
-                )
-                model.train()
-                model.zero_grad()
-                if not parity:  # after a lack of memory transformers goes on with its numbers
-                    seed(arguments.seed)
-                trainer.fit(module, data)
-                bridge.metrics.update(weight_figures(model))  # in the precision of the run
-                return bridge, trainer
-
             with stops.noted():
-                with model_switched(model, arguments, parity, taught_by, merge_adapter):
-                    bridge, trainer = fit_in_memory(fit, model, arguments)
-
-                self.lightning, self.state, self.metrics = trainer, bridge.state, bridge.metrics
+                bridge, self.lightning = _train(plan, module, record, stops)
+                self.state, self.metrics = bridge.state, bridge.metrics
                 if merge_adapter:
-                    model = task_class.each_model(model, merged)
+                    model = request.task_class.each_model(model, merged)
                 model.eval()
-                facts = run_facts(HFTrainer.__call__, given, args, data, arguments.seed)
-                self.saved = Saved(task, model, start.tokenizer, facts)
+                facts = run_facts(HFTrainer.__call__, given, args, plan.data, arguments.seed)
+                self.saved = Saved(task, model, tokenizer, facts)
                 if arguments.should_save:
                     folder = arguments.output_dir or ""
-                    save_artifacts(folder, model, start.tokenizer, bridge.state, arguments)
-                    facts["splits"] = {split: data_facts(data, split) for split in data.tokens}
+                    save_artifacts(folder, model, tokenizer, bridge.state, arguments)
+                    splits = plan.data.tokens
+                    facts["splits"] = {split: data_facts(plan.data, split) for split in splits}
                     save_run(folder, facts)
                     write_card(folder, facts, self.state.log_history, self.metrics)
                     hub.finish(arguments)
@@ -309,7 +213,7 @@ class HFTrainer:
                     logger.error("The evaluation after training failed%s.", saved)
                     raise bridge.failure
                 from_first(None, processes.world)  # all of output_dir is there
-        return model, start.tokenizer
+        return model, tokenizer
 
     def _call_in_processes(
         self, processes: Processes, given: dict[str, Any], args: dict[str, Any]
@@ -344,3 +248,101 @@ class HFTrainer:
         if not hasattr(self, "saved"):
             raise RuntimeError("Nothing was trained yet: predict asks the model of the last call.")
         return list(predictions(self.saved, rows, columns, batch_size))
+
+
+def _loaded(plan: Plan, changes: dict[str, Any]) -> TaskModule:
+    """The task and its model, as the first update finds them.
+
+    Args:
+        plan: Settled.
+        changes: Values for the model's config.
+    """
+    request, start, resumed = plan.request, plan.start, plan.resumed
+    given, arguments, task_class = request.given, request.arguments, request.task_class
+
+    def model_of(base: Base, changes: dict[str, Any]) -> Any:
+        model = task_class.load(base, changes)
+        if given["merge"] == "pack":
+            causal, longest = task_class.predicts_next, plan.data.tokenization.maxlength
+            task_class.each_model(model, lambda each: packable(each, causal, longest))
+        return model
+
+    _seed(arguments)
+    model = model_of(start, changes)
+    if not given["parity"]:
+        task_class.start_head(model, plan.data.tokens["train"])
+    if sum(p.numel() for p in model.parameters()) >= LARGE:
+        gc.collect()  # models and optimizers of runs before: Lightning ties them in cycles
+    align_special_tokens(model, start.tokenizer)
+    if request.adapter is not None:
+        if start.model is not None and arguments.output_dir and not given["merge_adapter"]:
+            model = task_class.each_model(model, check_base)
+        model = task_class.each_model(model, partial(add_adapter, config=request.adapter))
+    own = {name: plan.options[name] for name in task_class.options}
+    if plan.school is not None:
+        own["distillation"] = Distillation(model_of(plan.school, {}), *given["distillation"])
+    module = task_class(model, arguments, given["parity"], **own)
+    if resumed is not None:
+        if request.flags["precision"] == "64-true":
+            model.double()  # as Lightning will, too late for half of the digits
+        load_weights(model, resumed.folder)
+    return module
+
+
+def _seed(arguments: Arguments) -> None:
+    seed = enable_full_determinism if arguments.full_determinism else set_seed
+    seed(arguments.seed)
+
+
+def _switched(plan: Plan, module: TaskModule) -> AbstractContextManager[None]:
+    """The model as the arguments want it while it trains."""
+    teacher = None if module.distillation is None else module.distillation.teacher
+    given = plan.request.given
+    merges = given["merge_adapter"]
+    return model_switched(module.model, plan.request.arguments, given["parity"], teacher, merges)
+
+
+def _find_rate(plan: Plan, module: TaskModule) -> None:
+    """Train with the learning rate that a range test finds."""
+    arguments, flags = plan.request.arguments, plan.request.flags
+    with _switched(plan, module):
+        arguments.learning_rate = fit_in_memory(
+            lambda: find_rate(module, plan.data, flags), module.model, arguments
+        )
+
+
+def _train(
+    plan: Plan, module: TaskModule, record: dict[str, Any], stops: Stops
+) -> tuple[Bridge, L.Trainer]:
+    """Train, and what has watched it.
+
+    Args:
+        plan: Settled.
+        module: The task with its model.
+        record: What the rest of the run cannot change.
+        stops: Notes the signals that ask it to stop.
+    """
+    request, model, data = plan.request, module.model, plan.data
+    given, arguments, flags = request.given, request.arguments, request.flags
+    _seed(arguments)
+
+    def fit() -> tuple[Bridge, L.Trainer]:
+        length = run_length(arguments, flags, data)
+        run = {**record, **batch_record(arguments)}
+        if given["find_learning_rate"]:
+            run["found_rate"] = arguments.learning_rate
+        tokenizer, failed_save = plan.start.tokenizer, given["failed_save"]
+        checkpoints = Checkpoints(arguments, model, tokenizer, run, plan.resumed, failed_save)
+        bridge, trainer = lightning_run(
+            arguments, {**flags}, length, module, data, given["metrics"], checkpoints, stops
+        )
+        model.train()
+        model.zero_grad()
+        if not given["parity"]:  # after a lack of memory transformers goes on with its numbers
+            _seed(arguments)
+        trainer.fit(module, data)
+        bridge.metrics.update(weight_figures(model))  # in the precision of the run
+        return bridge, trainer
+
+    with _switched(plan, module):
+        return fit_in_memory(fit, model, arguments)

@@ -1,18 +1,27 @@
-"""What a call asks for: its arguments checked against each other, and its data."""
+"""What a call asks for: its arguments checked against each other, its bases, its data."""
 
 from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable
-from typing import Any, get_type_hints
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, get_type_hints
 
-from hflit.adapters import check_adapter
-from hflit.arguments import Arguments
+from peft import LoraConfig
+
+from hflit.adapters import check_adapter, lora_config, quantization_config
+from hflit.arguments import Arguments, parse
 from hflit.checks import raise_all
 from hflit.data import DataModule, data_module
 from hflit.kinds import kind_problems
-from hflit.loading import Base, classifier_names, resolve_maxlength
+from hflit.loading import Base, check_teacher, classifier_names, load_base, resolve_maxlength
+from hflit.loop.resume import Checkpoint, find
+from hflit.loop.run import Length, run_length, run_record
+from hflit.loop.strategies import Processes, check_processes, spread
+from hflit.loop.switches import process_switched
+from hflit.loop.trackers import make_trackers
 from hflit.tasks import TASKS, TaskModule
 from hflit.tasks.failures import NONFINITE
 
@@ -30,6 +39,145 @@ OPTIONS = {
 
 # Figures of an evaluation without metrics.
 OWN_FIGURES = ("loss", "runtime", "samples_per_second", "steps_per_second")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A call whose arguments agree with each other. Nothing has been read.
+
+    Attributes:
+        given: Its named arguments.
+        task_class: The task.
+        arguments: Its further keywords.
+        flags: Those for the Lightning Trainer.
+        adapter: What is learned beside the weights, or None.
+        processes: The processes of the run.
+    """
+
+    given: dict[str, Any]
+    task_class: type[TaskModule]
+    arguments: Arguments
+    flags: dict[str, Any]
+    adapter: LoraConfig | None
+    processes: Processes
+
+
+class Settled(NamedTuple):
+    """What the data decide about a run.
+
+    Attributes:
+        changes: Values for the model's config.
+        length: How long the run is.
+        record: What the rest of the run cannot change, see `run_record`.
+    """
+
+    changes: dict[str, Any]
+    length: Length
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run starts from, before its rows and its weights are read.
+
+    Attributes:
+        request: The call.
+        start: The base.
+        school: The teacher, or None.
+        resumed: The checkpoint it goes on from, or None.
+        options: What the task and its tokenization can be given, by name.
+        data: Its rows.
+    """
+
+    request: Request
+    start: Base
+    school: Base | None
+    resumed: Checkpoint | None
+    options: dict[str, Any]
+    data: DataModule
+
+    def settle(self) -> Settled:
+        """Read and tokenize the data, and check all that depends on them.
+
+        Raises:
+            ValueError: A row is wrong, or the run cannot be made with these data: labels that the
+                task, the teacher or the checkpoint do not know, no batch to train on.
+        """
+        request, data, start = self.request, self.data, self.start
+        given, arguments, task_class = request.given, request.arguments, request.task_class
+        data.setup()
+        changes = data.tokenization.config_changes(start.config)
+        task_class.check_arguments(arguments, changes)
+        if self.school is not None:
+            longest = data.tokenization.maxlength
+            check_teacher(self.school, start, task_class.auto_model, changes, longest)
+        length = run_length(arguments, request.flags, data)
+        record = run_record(
+            given, start.config, arguments, request.flags, data, request.adapter, start.quantization
+        )
+        if self.resumed is not None:
+            self.resumed.check(record)
+            arguments.learning_rate = self.resumed.found_rate or arguments.learning_rate
+            data.start = self.resumed.place(length.windows, arguments.ignore_data_skip)
+        return Settled(changes, length, record)
+
+
+def read_request(
+    given: dict[str, Any], keywords: dict[str, Any], call: Callable[..., Any]
+) -> Request:
+    """Understand a call.
+
+    Args:
+        given: Its named arguments.
+        keywords: Its further ones.
+        call: What takes them; its annotations tell their kinds.
+
+    Raises:
+        TypeError: An argument has an unknown name, or is of another kind.
+        ValueError: A value is wrong, or arguments contradict each other.
+        ImportError: An argument needs a package that is not installed.
+    """
+    task_class = check_request(given, call)
+    adapter = lora_config(given["lora"], task_class.lora_type)
+    arguments, flags = parse(keywords, also=given)
+    check_evaluation(arguments, given["validation"], given["metrics"], task_class)
+    check_budget(arguments, given["max_tokens_per_batch"], given["parity"])
+    with process_switched(arguments):
+        processes = spread(flags, arguments.strategy_options())
+    check_processes(arguments, processes.world, given["quantize"], given["find_learning_rate"])
+    return Request(given, task_class, arguments, flags, adapter, processes)
+
+
+def make_plan(request: Request) -> Plan:
+    """Find the checkpoint, read configs and tokenizers, and see what kind of data there is.
+
+    Trackers join the callbacks among the flags of the request.
+
+    Raises:
+        TypeError: Base, teacher or data are of no kind that is taken.
+        ValueError: One of them cannot be used.
+        FileNotFoundError: Nothing goes by a name.
+        ImportError: A tracker is not installed.
+    """
+    given, arguments, flags = request.given, request.arguments, request.flags
+    resumed = find(given["checkpoint"], arguments)
+    if resumed is not None:
+        resumed.keep_batch_size(arguments)
+    flags["callbacks"] = [*make_trackers(arguments), *flags["callbacks"]]
+    quantization = quantization_config(given["quantize"], arguments.device)
+    trusted = given["trust_remote_code"]
+    start = replace(
+        load_base(given["base"], trusted),
+        quantization=quantization,
+        device=arguments.device,
+        is_adapted=request.adapter is not None,
+    )
+    if quantization is not None and hasattr(start.config, "quantization_config"):
+        warnings.warn("base is quantized already; quantize= changes nothing.", stacklevel=3)
+        start = replace(start, quantization=None)
+    school = None if given["teacher"] is None else load_base(given["teacher"], trusted)
+    options, data = read_data(start, request.task_class, given, arguments)
+    return Plan(request, start, school, resumed, options, data)
 
 
 def check_request(given: dict[str, Any], call: Callable[..., Any]) -> type[TaskModule]:

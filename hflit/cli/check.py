@@ -6,7 +6,6 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import timedelta
 from itertools import groupby
 from operator import itemgetter
@@ -16,8 +15,7 @@ import datasets
 from rich.table import Table
 from rich.text import Text
 
-from hflit.adapters import lora_config, quantization_config
-from hflit.arguments import Arguments, parse
+from hflit.arguments import Arguments
 from hflit.checks import listed
 from hflit.cli.estimate import estimate
 from hflit.cli.fit import add_json, plain_console, read_call
@@ -27,15 +25,10 @@ from hflit.data.answers import find_answer
 from hflit.data.batching import IGNORE_INDEX
 from hflit.data.files import public
 from hflit.data.questions import Questions
-from hflit.loading import check_teacher, load_base
-from hflit.loop.resume import find
-from hflit.loop.run import run_length, run_record
-from hflit.loop.strategies import check_processes, spread
 from hflit.loop.switches import process_switched
-from hflit.loop.trackers import make_trackers
 from hflit.pipeline import HFTrainer
 from hflit.report.facts import data_facts
-from hflit.request import check_budget, check_evaluation, check_request, read_data
+from hflit.request import make_plan, read_request
 
 LEARNED = "bold green"
 SHOWN_LETTERS = 600
@@ -74,37 +67,15 @@ def check(call: dict[str, Any]) -> dict[str, Any]:
     wrong: list[str] = []
     if isinstance(named["train"], str) and named["train"] == named["validation"]:
         wrong.append("Training and validation data are the same file.")
-    task_class = check_request(named, HFTrainer.__call__)
-    arguments, flags = parse(keywords, also=named)
-    check_evaluation(arguments, named["validation"], named["metrics"], task_class)
-    check_budget(arguments, named["max_tokens_per_batch"], named["parity"])
-    adapter = lora_config(named["lora"], task_class.lora_type)
-    with process_switched(arguments):
-        processes = spread(flags, arguments.strategy_options())
-    check_processes(arguments, processes.world, named["quantize"], named["find_learning_rate"])
-    arguments.set_ranks(processes.world, 0, 0)
-    resumed = find(named["checkpoint"], arguments)
-    if resumed is not None:
-        resumed.keep_batch_size(arguments)
-    make_trackers(arguments)  # they write only once a run begins
-    quantization = quantization_config(named["quantize"], arguments.device)
-    trusted = named["trust_remote_code"]
-    start = replace(load_base(named["base"], trusted), is_adapted=adapter is not None)
-    school = None if named["teacher"] is None else load_base(named["teacher"], trusted)
-    options, data = read_data(start, task_class, named, arguments)
+    request = read_request(named, keywords, HFTrainer.__call__)
+    arguments, adapter = request.arguments, request.adapter
+    arguments.set_ranks(request.processes.world, 0, 0)
+    plan = make_plan(request)
+    data = plan.data
     found: dict[str, Any] = {"wrong": wrong, "notes": [], "splits": {}, "samples": []}
     found["arguments"] = _fates(call)
     try:
-        data.setup()
-        changes = data.tokenization.config_changes(start.config)
-        task_class.check_arguments(arguments, changes)
-        if school is not None:
-            longest = data.tokenization.maxlength
-            check_teacher(school, start, task_class.auto_model, changes, longest)
-        length = run_length(arguments, flags, data)
-        if resumed is not None:
-            run = named, start.config, arguments, flags, data, adapter, quantization
-            resumed.check(run_record(*run))
+        changes, length, _ = plan.settle()
     except ValueError as error:
         wrong.append(str(error))
         wrong += _misaligned(data)
@@ -116,13 +87,12 @@ def check(call: dict[str, Any]) -> dict[str, Any]:
     found["samples"] = _samples(data)
     found["notes"] += _notes(data, found, arguments)
     wrong += _repeated(data)
-    if quantization is not None:
+    if plan.start.quantization is not None:
         found["notes"].append("Time and memory are not estimated for quantized weights.")
         return found
-    own = {name: options[name] for name in task_class.options}
     arguments.set_ranks(1, 0, 0)  # one of them is measured
     with process_switched(arguments):
-        costs = estimate(task_class, start, school, adapter, data, arguments, flags, own)
+        costs = estimate(plan, changes)
     found["estimate"] = costs
     if "seconds_per_update" in costs:
         found["seconds"] = costs["seconds_per_update"] * length.steps

@@ -19,11 +19,11 @@ from transformers import set_seed
 
 from hflit.adapters import add_adapter
 from hflit.arguments import Arguments
-from hflit.data import DataModule
 from hflit.data.batching import TokenRows
 from hflit.loading import Base, check_kind
 from hflit.loop.finders import trial_trainer
 from hflit.loop.switches import model_switched
+from hflit.request import Plan
 from hflit.tasks import TaskModule
 from hflit.tasks.distillation import Distillation
 
@@ -31,34 +31,20 @@ UPDATES = 4  # that are timed, behind a first one
 MOST = 0.5  # share of the free memory that the weights and what belongs to them may take for that
 
 
-def estimate(
-    task_class: type[TaskModule],
-    start: Base,
-    school: Base | None,
-    adapter: Any,
-    data: DataModule,
-    args: Arguments,
-    flags: dict[str, Any],
-    own: dict[str, Any],
-) -> dict[str, Any]:
+def estimate(plan: Plan, changes: dict[str, Any]) -> dict[str, Any]:
     """Measure what updates cost, on a model of the same shape that is thrown away.
 
     Args:
-        task_class: The task.
-        start: What the run starts from; its weights are not read.
-        school: The teacher, likewise, or None.
-        adapter: LoRA's configuration, or None.
-        data: Set up.
-        args: The arguments of the run.
-        flags: Those of its Lightning Trainer.
-        own: What the task takes beside these.
+        plan: Settled; no weights are read.
+        changes: Values for the model's config.
 
     Returns:
         `seconds_per_update`, the median; `memory` in bytes: `weights`, `gradients`, `optimizer`,
         `activations` of the longest rows, and the `total` of these; `free` bytes on the device.
         Of these only `weights` and `free` if trying would take more than half of `free`.
     """
-    changes = data.tokenization.config_changes(start.config)
+    request, data, start = plan.request, plan.data, plan.start
+    task_class, args = request.task_class, request.arguments
     free = _free(args)
     with torch.device("meta"):
         count = sum(each.numel() for each in _random(task_class, start, changes).parameters())
@@ -66,11 +52,12 @@ def estimate(
         return {"memory": {"weights": 4 * count}, "free": free}
     set_seed(args.seed)
     model = _random(task_class, start, changes)
-    if adapter is not None:
-        model = task_class.each_model(model, partial(add_adapter, config=adapter))
-    teacher = None if school is None else _random(task_class, school, {})
+    if request.adapter is not None:
+        model = task_class.each_model(model, partial(add_adapter, config=request.adapter))
+    teacher = None if plan.school is None else _random(task_class, plan.school, {})
+    own = {name: plan.options[name] for name in task_class.options}
     if teacher is not None:
-        own = {**own, "distillation": Distillation(teacher, 1.0, 0.5)}
+        own["distillation"] = Distillation(teacher)
     module = task_class(model, args, False, **own)
     loader = data.train_dataloader()
     windows = list(islice(loader, 1 + UPDATES))
@@ -84,7 +71,7 @@ def estimate(
     models = [module] if teacher is None else [module, teacher]
     weights = [each for part in models for each in (*part.parameters(), *part.buffers())]
     meter = _Meter(weights)
-    trainer = trial_trainer(flags, args, len(windows), meter)
+    trainer = trial_trainer(request.flags, args, len(windows), meter)
     with model_switched(model, args, teacher=teacher):
         model.train()
         again: Any = DataLoader(cast(Any, windows), batch_size=None, collate_fn=list)
