@@ -215,3 +215,12 @@ def test_metrics_are_those_of_scikit_learn():
     expected = precision_recall_fscore_support(truths, guesses, average="binary")[:3]
     assert [figures[k] for k in ("precision", "recall", "f1")] == pytest.approx(expected)
     assert figures["masked_loss"] == pytest.approx(2.0)  # 3 x 8 nats over 3 x 4 masked tokens
+
+
+def test_label_smoothing_is_refused_before_weights_are_loaded(rows, tmp_path):
+    """It was accepted, and changed no loss."""
+    model, tokenizer = base("bert")
+    model.config.save_pretrained(tmp_path)  # and no weights
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"label_smoothing_factor=0.1 means nothing to token-"):
+        HFTrainer()(str(tmp_path), rows, task="token-detection", label_smoothing_factor=0.1)
