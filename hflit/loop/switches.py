@@ -10,13 +10,11 @@ from typing import Any
 
 import torch
 from peft import PeftModelForQuestionAnswering
+from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.debug_utils import DebugUnderflowOverflow
-from transformers.integrations import (
-    activate_neftune,
-    apply_liger_kernel,
-    deactivate_neftune,
-)
+from transformers.integrations import apply_liger_kernel
+from transformers.integrations.neftune import neftune_post_forward_hook
 from transformers.training_args import DebugOption
 
 from hflit.adapters import inner_model
@@ -116,14 +114,25 @@ def model_switched(
                 if isinstance(each, PreTrainedModel):  # a hook that frozen embeddings need
                     undo.callback(each.disable_input_require_grads)
         if args.neftune_noise_alpha is not None:
-            hook = activate_neftune(model, args.neftune_noise_alpha)
-            undo.callback(deactivate_neftune, model, hook)
+            table = inner_model(model).get_input_embeddings()
+            # transformers 5.23 makes noise on this one only, which nobody reads in T5 or BART:
+            # their halves have tables of their own, of the same weights.
+            for each in [table] if parity else _twins(table, model):
+                each.neftune_noise_alpha = args.neftune_noise_alpha
+                undo.callback(delattr, each, "neftune_noise_alpha")
+                undo.callback(each.register_forward_hook(neftune_post_forward_hook).remove)
         if DebugOption.UNDERFLOW_OVERFLOW in args.debug:
             undo.enter_context(_watched(model))
         if args.torch_compile:
             model.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
             undo.callback(setattr, model, "_compiled_call_impl", None)
         yield
+
+
+def _twins(table: nn.Module, model: nn.Module) -> list[Any]:
+    """Modules of a kind and of the same weights, `table` among them."""
+    kind, weight = type(table), getattr(table, "weight", table)
+    return [m for m in model.modules() if type(m) is kind and getattr(m, "weight", m) is weight]
 
 
 class _Watch(DebugUnderflowOverflow):

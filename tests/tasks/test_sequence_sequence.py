@@ -26,6 +26,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 
@@ -426,3 +427,29 @@ def test_wrong_arguments_are_refused_before_weights_load(rows):
         ours("nowhere", rows[0], generation_max_length=0)
     with pytest.raises(ValueError, match="target_maxlength=65 is more than the 64 tokens"):
         ours(bart(), rows[0], target_maxlength=65)
+
+
+class Noise(TrainerCallback):
+    """Loudest noise on each half's table, as a multiple of 1 / sqrt(seq * width)."""
+
+    def __init__(self):
+        self.loudest = {}
+
+    def on_train_begin(self, args, state, control, model=None, **_):
+        for half in (model.get_encoder(), model.get_decoder()):
+            half.get_input_embeddings().register_forward_hook(self.hear)
+
+    def hear(self, table, inputs, output):
+        clean = table.weight[inputs[0]] * getattr(table, "embed_scale", 1.0)
+        noise = (output - clean).abs().max().item() * output[0].numel() ** 0.5
+        self.loudest[table] = max(self.loudest.get(table, 0.0), noise)
+
+
+@pytest.mark.parametrize("make", MODELS.values())
+def test_both_halves_read_noise(make, rows):
+    """transformers 5.23 makes it on a table that neither of them reads: losses stayed the same."""
+    noise = Noise()
+    ours(make(), rows[0], max_steps=2, neftune_noise_alpha=5.0, callbacks=[noise])
+    # Uniform up to alpha / sqrt(seq * width) (NEFTune, arXiv 2310.05914).
+    assert list(noise.loudest.values()) == pytest.approx([5.0, 5.0], rel=0.05)
+    assert all(not hasattr(table, "neftune_noise_alpha") for table in noise.loudest)
