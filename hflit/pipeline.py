@@ -80,12 +80,12 @@ class HFTrainer:
         checkpoint: bool | str | os.PathLike[str] | None = None,
         quantize: Any = None,
         lora: Any = None,
-        merge_adapter: bool = False,
         merge: str | None = "concat",
         teacher: Any = None,
         distillation: tuple[float, float] = (1.0, 0.5),
         tokenizebatch: int = 1000,
         parity: bool = False,
+        merge_adapter: bool = False,
         cache: bool = True,
         whole_word: bool = False,
         skip_misaligned: bool = False,
@@ -126,14 +126,14 @@ class HFTrainer:
             lora: Learn low-rank changes of the weights, and the head of the task in full: True
                 for r=16, alpha=8 and dropout 0.05 on all linear layers, a dict to change that, or
                 a `peft.LoraConfig`. Returns and saves a `PeftModel`.
-            merge_adapter: Add what LoRA learned to the weights at the end, for a plain model.
-                Quantized weights become floats for that, as rounded as they were in training.
             merge: How texts fill rows (language tasks).
             teacher: Model to distil from, given as `base` is: one of the same task, vocabulary and
                 classes.
             distillation: Temperature of the teacher, and its share of the loss from 0 to 1.
             tokenizebatch: Rows tokenized at a time. Never changes the result.
             parity: Run exactly the operations of `transformers.Trainer`, bit for bit.
+            merge_adapter: Add what LoRA learned to the weights at the end, for a plain model.
+                Quantized weights become floats for that, as rounded as they were in training.
             cache: Keep tokenized rows in the Hugging Face data sets cache; False keeps them in
                 memory only.
             skip_misaligned: Leave out rows whose answer is not in the context where it should be;

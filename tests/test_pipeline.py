@@ -1,5 +1,6 @@
 """One run from the outside: what it refuses before it loads weights, leaves on disk and returns."""
 
+import inspect
 import json
 import tempfile
 from pathlib import Path
@@ -290,6 +291,17 @@ def test_the_model_works_in_txtai(trained):
         found = labels(TEXTS)  # for each text (class, score), the best first
         assert [best for (best, _), _ in found] == [0, 1]
         assert all(score > 0.5 for (_, score), _ in found)
+
+
+@pytest.mark.filterwarnings("ignore")  # txtai's own
+def test_arguments_by_position_mean_what_they_mean_to_txtai():
+    """The 14th was merge_adapter, which txtai lacks: its merge ended in an error."""
+    from txtai.pipeline import HFTrainer as Txtai
+
+    theirs, ours = (
+        list(inspect.signature(each.__call__).parameters) for each in (Txtai, HFTrainer)
+    )
+    assert ours[: len(theirs) - 1] == theirs[:-1]  # the last is **args
 
 
 def test_a_trained_model_trains_on(trained):
