@@ -223,7 +223,25 @@ def check(values: Mapping[str, Any]) -> None:
         for asked, (module, name) in needed.items()
         if importlib.util.find_spec(module) is None
     ]
+    compiles = any(get(f"torch_compile{each}") for each in ("", "_backend", "_mode"))
+    if compiles and get("use_cpu") and get("torch_compile_backend") in (None, "inductor"):
+        missing += _missing_compiler()
     raise_all(ImportError, missing)
+
+
+def _missing_compiler() -> list[str]:
+    # Takes seconds to import.
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return [
+            "torch_compile=True needs a C++ compiler on a CPU, and torch finds none. Install g++, "
+            "name one in the environment variable CXX, or leave torch_compile out."
+        ]
+    return []
 
 
 def _compiler_problems(backend: Any, mode: Any) -> list[str]:

@@ -149,8 +149,17 @@ def test_model_is_compiled_in_place(theirs, mine, monkeypatch):
 
     asked = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: asked.append(options))
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: "any")
     mine(torch_compile=True)
     assert asked == [{"backend": "inductor", "mode": None}]
+
+
+def test_compiling_without_a_compiler_is_refused(mine, monkeypatch):
+    """It was torch's InductorError, in the first update."""
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/nowhere/g++",))
+    with pytest.raises(ImportError, match="torch_compile=True needs a C.. compiler on a CPU"):
+        mine(torch_compile=True)
+    mine(torch_compile=True, torch_compile_backend="eager", max_steps=1)  # needs none
 
 
 def test_cache_is_emptied_as_often(theirs, mine, monkeypatch):
