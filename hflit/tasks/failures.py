@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
 from hflit.data.batching import Batch
+from hflit.ranks import everyones
 
 NONFINITE = ("stop", "skip", "ignore")
 SHOWN_ROWS = 32  # row numbers in an error
@@ -32,27 +34,30 @@ def place(rows: list[int] | None, batch: int, window: int) -> str:
 
 
 def nonfinite_problem(
-    model: Any, norm: Tensor, losses: list[Tensor], where: Callable[[int], str]
+    model: Any, norm: Tensor, losses: list[Tensor], where: Callable[[int], str], world: int
 ) -> str:
-    """What is not finite in an update, and whose fault it is.
+    """What is not finite in an update, and whose fault it is; the same in all processes.
 
     Args:
         model: Its weights are looked at too.
         norm: Of the gradient.
-        losses: Of the micro-batches, `(micro-batches,)` scalars.
+        losses: Of the micro-batches of this process, `(micro-batches,)` scalars.
         where: Number of a micro-batch -> the same in words.
+        world: Number of processes; all of them take part.
     """
-    if name := broken_weight(model):
-        return f"the weight {name} was not finite before it"
+    name = broken_weight(model)
+    broken = [f"the weight {name} was not finite before it"] if name else []
     wrong = [
         f"the loss of {where(index)} is {loss.item()}"
         for index, loss in enumerate(losses)
         if not torch.isfinite(loss)
     ]
-    if wrong:
-        return "; ".join(wrong)
     places = "; ".join(map(where, range(len(losses))))
-    return f"the norm of the gradient is {norm.item()}, of {places}"
+    of_norm = [f"the norm of the gradient is {norm.item()}, of {places}"]
+    # A process with good rows has the norm that another one's rows have made.
+    told = zip(*everyones((broken, wrong, of_norm), world), strict=True)
+    broken, wrong, of_norm = (list(chain.from_iterable(each)) for each in told)
+    return "; ".join(dict.fromkeys(broken or wrong or of_norm))
 
 
 def broken_weight(model: Any) -> str | None:

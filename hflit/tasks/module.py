@@ -218,9 +218,10 @@ class TaskModule(L.LightningModule):
         is_scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         if self.nonfinite != "ignore" and not is_scaled:  # a scale finds its size by overflowing
             # The same in all processes.
-            figure = norm + total(torch.stack(losses).sum(), self.args.world_size)
+            world = self.args.world_size
+            figure = norm + total(torch.stack(losses).sum(), world)
             if not torch.isfinite(figure):
-                problem = nonfinite_problem(self.model, norm, losses, where)
+                problem = nonfinite_problem(self.model, norm, losses, where, world)
         rate = self._update(problem, update)
         read = {"tokens": tokens, "padded_tokens": padded, "computed_tokens": computed}
         return {"losses": losses, **read, "grad_norm": norm, "learning_rate": rate}

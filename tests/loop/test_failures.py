@@ -1,6 +1,7 @@
 """Runs that fail: what they say, and what is left to go on from."""
 
 import inspect
+import logging
 import re
 
 import pytest
@@ -190,6 +191,26 @@ def test_an_update_that_is_not_finite_can_be_left_out(poisoned, caplog):
     assert rates == pytest.approx([5e-5 * (6 - n) / 6 for n in range(1, 7)])
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert all(loss == loss for loss in logged)
+
+
+@pytest.mark.filterwarnings("ignore:.*find_unused_parameters=True was specified")
+@pytest.mark.parametrize("strategy", ["ddp_fork", "fsdp_fork"])
+def test_each_process_names_the_rows_of_the_one_that_has_them(poisoned, strategy, tmp_path):
+    """Once the other one named its own rows, which are good."""
+    poisoned(float("nan"))
+    told = logging.FileHandler(tmp_path / "told")  # by both
+    logging.getLogger("hflit").addHandler(told)
+    try:
+        fit(nonfinite="skip", strategy=strategy, devices=2, use_cpu=True, max_steps=2)
+    finally:
+        logging.getLogger("hflit").removeHandler(told)
+        told.close()
+    lines = [each for each in (tmp_path / "told").read_text().splitlines() if "left out" in each]
+    assert len(lines) % 2 == 0
+    assert lines
+    for line in lines:
+        told = re.search(r"is left out: the loss of .* \(training inputs ([\d, ]+)\) is nan", line)
+        assert str(POISON) in told[1].split(", ")
 
 
 @pytest.mark.filterwarnings("ignore:parity=True copies:UserWarning")
