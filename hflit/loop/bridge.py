@@ -236,7 +236,7 @@ class Bridge(L.Callback):
         self.memory.abandon()
         if isinstance(exception, Exception) and self.points.are_wanted and self.points.is_broken:
             told = "The run failed within update %d, of which nothing whole can be saved."
-            logger.warning(told, self.state.global_step + 1)
+            logger.error(told, self.state.global_step + 1)
         if isinstance(exception, Exception) and self.points.is_whole:
             self.sums.is_alone = self.checkpoints.is_alone = True  # nobody else would answer
             save = partial(self._save, trainer)

@@ -134,11 +134,11 @@ class SavePoints:
                 self._save_now(folder.name, save)
             if is_mine and self.saved == step:
                 told = "The run failed after update %d; %s is saved. Go on with checkpoint=True."
-                logger.warning(told, step, folder.name)
+                logger.error(told, step, folder.name)
 
     def _save_now(self, folder: str, save: Callable[[dict[str, Any] | None], None]) -> None:
         if broken_weight(self.module.model):
-            logger.warning("%s is not written: its weights are not finite.", folder)
+            logger.error("%s is not written: its weights are not finite.", folder)
             return
         states = None
         if self.settled is not None:
@@ -146,4 +146,4 @@ class SavePoints:
         try:
             save(states)
         except Exception as error:  # the first one is the one to be told
-            logger.warning("%s could not be written: %s", folder, error)
+            logger.error("%s could not be written: %s", folder, error)

@@ -151,11 +151,13 @@ class Checkpoint:
 
     def restore_random(self, rank: int, world: int) -> None:
         """Put all random numbers back to where they were when the checkpoint was written."""
-        name = random_file(rank, world)
-        if not (self.folder / name).is_file():  # a folder of transformers, of more or fewer ranks
-            logger.warning("%s is missing: random numbers start anew.", self.folder / name)
+        files = [self.folder / random_file(each, world) for each in range(world)]
+        missing = [file for file in files if not file.is_file()]
+        if missing:  # of a process that failed; of transformers, or of more or fewer processes
+            logger.warning("%s is missing: random numbers start anew.", missing[0])
+        if files[rank] in missing:
             return
-        states = self._tensors(name)
+        states = self._tensors(files[rank].name)
         random.setstate(states["python"])
         np.random.set_state(states["numpy"])
         torch.random.set_rng_state(states["cpu"])

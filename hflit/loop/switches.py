@@ -59,14 +59,17 @@ def process_switched(args: TrainingArguments) -> Iterator[None]:
 
 @contextmanager
 def _own_words_shown(args: TrainingArguments) -> Iterator[None]:
-    """Show what hflit tells of a run, once; a caller who has set up logging decides instead."""
+    """Show what hflit tells of a run, once; a caller who has set up logging decides instead.
+
+    Other processes than the first tell only of what ends the run, which the first may not know.
+    """
     own = logging.getLogger("hflit")
-    if args.local_process_index != 0 or own.level != logging.NOTSET or own.hasHandlers():
+    if own.level != logging.NOTSET or own.hasHandlers():
         yield
         return
     handler = logging.StreamHandler()
     own.addHandler(handler)
-    own.setLevel(logging.INFO)
+    own.setLevel(logging.INFO if args.local_process_index == 0 else logging.ERROR)
     try:
         yield
     finally:

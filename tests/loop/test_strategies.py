@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -285,11 +286,11 @@ def dropping():
 
 
 class Fails(TrainerCallback):
-    def __init__(self, signal_number=None):
-        self.signal_number = signal_number
+    def __init__(self, signal_number=None, step=2):
+        self.signal_number, self.step = signal_number, step
 
     def on_step_end(self, args, state, control, **_):
-        if state.global_step == 2 and args.process_index == 1:
+        if state.global_step == self.step and args.process_index == 1:
             if self.signal_number is None:
                 raise ValueError("the second process lost its way")
             os.kill(os.getpid(), self.signal_number)
@@ -337,6 +338,23 @@ def test_an_error_saves_the_last_whole_update(ranks, tmp_path):
     assert not list(run.glob(".*"))
     whole = two(**{**call, "output_dir": str(tmp_path / "whole")})
     assert_same(again, whole, 0, 0)
+
+
+def test_what_all_processes_have_to_say_is_said_once(tmp_path, monkeypatch, capfd):
+    """Once the others said it too: they had no handler, and Python shows warnings then."""
+    monkeypatch.setattr(logging.getLogger("hflit"), "propagate", False)  # to those of pytest
+    call = {**SHORT, "output_dir": str(tmp_path), "save_strategy": "epoch", "maxlength": 3}
+    with pytest.raises(mp.ProcessRaisedException, match="LookupError: mine"):
+        two(**call, callbacks=[FailsIn([1])])
+    told = capfd.readouterr().err
+    assert told.count(f"{ROWS} of {ROWS} training rows reach maxlength=3 tokens") == 1
+    assert told.count("failed after update 2; checkpoint-2 is saved") == 1
+    with pytest.raises(SystemExit):
+        two(**call, checkpoint=True, callbacks=[Fails(signal.SIGTERM, 3)])
+    told = capfd.readouterr().err
+    # Whose random numbers are missing was the first to find out, or the second.
+    assert len(re.findall(r"rng_state_.\.pth is missing: random numbers start anew", told)) == 1
+    assert told.count("SIGTERM: stopped after update 4; checkpoint-4 is saved") == 1
 
 
 def test_an_error_in_the_evaluation_after_training_loses_nothing(tmp_path):
