@@ -5,8 +5,10 @@ Imports nothing heavy, so that `hflit --help` answers at once.
 
 from __future__ import annotations
 
+import builtins
 import difflib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -107,12 +109,23 @@ def _status(argv: list[str]) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError):
             print(flush=True)  # ends here once more, unless it was another pipe
-        is_told = isinstance(error, AssertionError) and f"{error}"  # by a callback of transformers
-        is_users = isinstance(error, USER_ERRORS) or type(error).__name__ == LIGHTNINGS
+        kind, told = _raised(error)
+        is_told = issubclass(kind, AssertionError) and told  # by a callback of transformers
+        is_users = issubclass(kind, USER_ERRORS) or kind.__name__ == LIGHTNINGS
         if debug or not (is_told or is_users):
             raise
-        told = error.args[0] if isinstance(error, KeyError) and error.args else error
-        return _fail(command, " ".join(str(told).split()))
+        return _fail(command, " ".join(told.split()))
+
+
+def _raised(error: Exception) -> tuple[type[Exception], str]:
+    """Kind and words of an error; of one in a process that the run has started, those there."""
+    if type(error).__name__ != "ProcessRaisedException":
+        is_key = isinstance(error, KeyError) and error.args
+        return type(error), str(error.args[0] if is_key else error)
+    # It says the traceback, in which all lines but the last are indented.
+    last = re.split(r"\n(?=  )", str(error))[-1]
+    name, _, told = last.partition("\n")[2].partition(": ")
+    return getattr(builtins, name, type(error)), told
 
 
 def _fail(command: str, message: str) -> int:

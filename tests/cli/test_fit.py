@@ -296,6 +296,17 @@ def test_processes_that_the_program_starts_end_in_figures(base, program):
     assert "After 1 updates" in out
 
 
+@pytest.mark.timeout(100)
+def test_a_mistake_is_one_line_in_processes_that_the_program_starts_too(base, program):
+    """It was the traceback of one of them, and the exit status 1."""
+    words = [*base(), "--data.columns", "[text, lab]", "--trainer.devices", "2"]
+    status, out, err = program("fit", *words, "--trainer.strategy", "ddp_fork")
+    assert (status, out) == (2, "")
+    told = "hflit fit: train.jsonl: Column 'lab' is not in the training data, which has 'text', "
+    assert err.startswith(told)
+    assert err.count("\n") == 1
+
+
 def test_a_full_disk_at_the_end_is_told_in_a_line(base, program, monkeypatch):
     def full(*_, **__):
         raise SafetensorError("Error while serializing: No space left on device (os error 28)")
