@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,9 @@ class DetectionPair(nn.Module):
 
     def guess(self, is_masked: Tensor, input_ids: Tensor, **inputs: Any) -> Tensor:
         """Logits of the generator at the masked tokens, `(masked, vocab)`."""
-        with logits_only_at(is_masked, inner_model(self.generator)):
+        generator = inner_model(self.generator)
+        is_compiled = self._compiled_call_impl is not None  # then a hook would compile anew
+        with nullcontext() if is_compiled else logits_only_at(is_masked, generator):
             logits = self.generator(input_ids, **inputs).logits
         return logits if logits.dim() == 2 else logits[is_masked]
 
