@@ -67,6 +67,7 @@ class TaskModule(L.LightningModule):
     outputs_by_row: ClassVar[bool] = True  # whether the outputs of a batch are rows, one for each
     compares_in_turn: ClassVar[bool] = False  # whether metrics take rows as their batches come
     chunks_loss: ClassVar[bool] = False  # whether each label is a token that logits are for
+    unsmoothed: ClassVar[str] = ""  # the task, and why label smoothing means nothing to it
     # What becomes of an update whose gradient is not finite: stop, skip or ignore.
     nonfinite = "ignore"
 
@@ -101,6 +102,11 @@ class TaskModule(L.LightningModule):
     @classmethod
     def check_arguments(cls, args: TrainingArguments, changes: dict[str, Any]) -> None:
         """Raise ValueError at an argument that the task cannot follow, given its data."""
+        if args.label_smoothing_factor and cls.unsmoothed:
+            raise ValueError(
+                f"label_smoothing_factor={args.label_smoothing_factor} means nothing to "
+                f"{cls.unsmoothed}. Leave it at 0."
+            )
 
     @classmethod
     def load(cls, base: Base, changes: dict[str, Any]) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoModelForQuestionAnswering, TrainingArguments
+from transformers import AutoModelForQuestionAnswering
 
 from hflit.data.answers import read_answers
 from hflit.data.batching import Batch
@@ -39,15 +39,8 @@ class QuestionAnswering(TaskModule):
     tokenization = Questions
     label_names = ("start_positions", "end_positions")
     places = label_names
-
-    @classmethod
-    def check_arguments(cls, args: TrainingArguments, changes: dict[str, Any]) -> None:
-        """Refuse label smoothing, which transformers leaves out here without a word."""
-        if args.label_smoothing_factor:
-            raise ValueError(
-                f"label_smoothing_factor={args.label_smoothing_factor} means nothing to "
-                "question-answering: its labels are places, not classes. Leave it at 0."
-            )
+    # transformers leaves smoothing out here without a word.
+    unsmoothed = "question-answering: its labels are places, not classes"
 
     def count_items(self, batch: Batch) -> int:
         """Spans."""

@@ -18,7 +18,6 @@ from transformers import (
     AutoModelForTokenClassification,
     ElectraForPreTraining,
     PreTrainedModel,
-    TrainingArguments,
 )
 from transformers.utils import ModelOutput
 
@@ -189,15 +188,7 @@ class TokenDetection(TaskModule):
     outputs_by_row = False
     tokenization = Texts
     tokenization_settings = {"masked": True}
-
-    @classmethod
-    def check_arguments(cls, args: TrainingArguments, changes: dict[str, Any]) -> None:
-        """Refuse label smoothing, which is not part of the objective."""
-        if args.label_smoothing_factor:
-            raise ValueError(
-                f"label_smoothing_factor={args.label_smoothing_factor} means nothing to "
-                "token-detection: its labels are replaced or original. Leave it at 0."
-            )
+    unsmoothed = "token-detection: its labels are replaced or original"
 
     @classmethod
     def load(cls, base: Base, changes: dict[str, Any]) -> Any:
