@@ -191,6 +191,9 @@ class Bridge(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the figures of the whole run; evaluate the final weights if nothing has yet."""
+        asked = self.listeners.control.should_training_stop
+        if trainer.should_stop and not asked and self.state.global_step > self.steps_before:
+            self._save_stopped(trainer, "max_time, or a callback of Lightning")
         if self.module.shards is not None:
             self.module.shards.close()
             self.listeners.meet(self.module.model, trainer)
@@ -285,17 +288,20 @@ class Bridge(L.Callback):
 
     def _stop_if_asked(self, trainer: L.Trainer) -> None:
         stopped = self.stops.received if self.world == 1 else self.stops.agreed
-        if stopped is None:
-            return
+        if stopped is not None:
+            self._save_stopped(trainer, stopped.name)
+            raise Stop
+
+    def _save_stopped(self, trainer: L.Trainer, what: str) -> None:
+        """Save where a run is stopped before its end, and say what has stopped it."""
         step = self.state.global_step
         if self.points.are_wanted and self.points.saved != step:
             self._save(trainer)
         if self.points.saved == step:
             told = f"checkpoint-{step} is saved. Go on with checkpoint=True."
         else:
-            told = "nothing is saved. With output_dir and save_strategy, checkpoint=True goes on."
-        logger.warning("%s: stopped after update %d; %s", stopped.name, step, told)
-        raise Stop
+            told = "no checkpoint. With output_dir and save_strategy, checkpoint=True goes on."
+        logger.warning("%s: stopped after update %d; %s", what, step, told)
 
     # What the callbacks may ask for.
 

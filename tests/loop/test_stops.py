@@ -99,7 +99,51 @@ def test_without_a_folder_a_stop_just_stops(tiny_bert, ragged_rows, caplog):
     callbacks = [Signal(signal.SIGTERM)]
     with pytest.raises(SystemExit):
         HFTrainer()(tiny_bert(), ragged_rows(37), callbacks=callbacks, num_train_epochs=2)
-    assert "stopped after update 4; nothing is saved" in caplog.text
+    assert "stopped after update 4; no checkpoint" in caplog.text
+
+
+def test_a_run_that_lightning_stops_goes_on(tiny_bert, ragged_rows, tmp_path, caplog):
+    class Full(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.should_stop = trainer.global_step == 3
+
+    def run(folder, checkpoint=None, callbacks=()):
+        folder = str(tmp_path / folder)
+        return train(
+            tiny_bert(dropout=0.1),
+            ragged_rows(37),
+            output_dir=folder,
+            checkpoint=checkpoint,
+            callbacks=list(callbacks),
+            save_steps=100,
+        )
+
+    whole, model = run("whole")
+    run("stopped", callbacks=[Full()])
+    assert "Lightning: stopped after update 3; checkpoint-3 is saved" in caplog.text
+    assert names(tmp_path / "stopped") == ["checkpoint-3"]
+
+    again, resumed = run("stopped", checkpoint=True)
+    assert losses(again.state) == losses(whole.state)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], weight), name
+
+
+def test_time_that_is_up_leaves_a_checkpoint(tiny_bert, ragged_rows, tmp_path):
+    class Slow(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            time.sleep(1)
+
+    trainer, _ = train(
+        tiny_bert(),
+        ragged_rows(37),
+        output_dir=str(tmp_path),
+        save_steps=100,
+        callbacks=[Slow()],
+        max_time={"seconds": 1},
+    )
+    assert trainer.state.global_step < trainer.state.max_steps
+    assert names(tmp_path) == [f"checkpoint-{trainer.state.global_step}"]
 
 
 def test_jit_checkpoint_saves_whatever_the_strategy(tiny_bert, ragged_rows, tmp_path):
