@@ -97,7 +97,7 @@ def data_module(train: Any, validation: Any = None, **options: Any) -> DataModul
     columns = [*options["tokenization"].names, options["args"].length_column_name]
     if is_name(train):
         train = read_files(train, columns)
-        columns = [name for name in columns if name not in texts_of(train)]  # here as there
+    columns = [name for name in columns if name not in _texts(train)]  # here as there
     has_splits = isinstance(train, (datasets.DatasetDict, datasets.IterableDatasetDict))
     if isinstance(validation, str) and has_splits and validation in train:
         validation = train[validation]
@@ -138,6 +138,18 @@ def _format_of(data: Any, name: str) -> type[DataModule]:
         f"{name} is {type(data).__name__}. Pass a datasets.Dataset, a DataFrame, an iterable of "
         "dicts or the name of a file."
     )
+
+
+def _texts(data: Any) -> set[str]:
+    """Columns whose first value is text, of data that are read again and again."""
+    if _format_of(data, "train") is DatasetModule:
+        return texts_of(data)
+    firsts: Mapping[str, Any] = {}
+    if _format_of(data, "train") is FrameModule:
+        firsts = {name: next(iter(data[name]), None) for name in data.columns}
+    elif isinstance(data, list) and data and isinstance(data[0], Mapping):
+        firsts = data[0]
+    return {name for name, value in firsts.items() if isinstance(value, str)}
 
 
 def _guess_split(splits: Any, split: str) -> Any:

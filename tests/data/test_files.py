@@ -365,12 +365,14 @@ def test_a_damaged_stream_is_told_by_its_file(tmp_path):
     forget_streams()
 
 
-def test_labels_that_parquet_holds_as_text_are_text_in_a_csv(tmp_path, tiny_bert):
-    labels = pa.array(["007", "008"], pa.large_string())
-    pq.write_table(pa.table({"text": ["w1", "w2"], "label": labels}), "a.parquet")
+@pytest.mark.parametrize("kind", ["parquet", "rows", "frame"])
+def test_labels_that_are_text_in_training_are_text_in_a_csv(tmp_path, tiny_bert, kind):
+    table = pa.table({"text": ["w1", "w2"], "label": pa.array(["007", "008"], pa.large_string())})
+    pq.write_table(table, "a.parquet")
+    train = {"parquet": "a.parquet", "rows": table.to_pylist(), "frame": table.to_pandas()}[kind]
     Path("b.csv").write_text("text,label\nw1,007\n")
     options = {"tokenization": Labels(tiny_bert()[1]), "args": Arguments(), "cache": False}
-    data = data_module("a.parquet", "b.csv", **options)
+    data = data_module(train, "b.csv", **options)
     data.setup()
     assert data.tokens["validation"]["labels"][:] == [0]
 
