@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 
 Converters = dict[str, Callable[[Any], Any]]  # column -> what brings its values to one kind
+MIXED = (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError)  # of values of several kinds
 
 
 def arrow_column(
@@ -31,16 +32,17 @@ def arrow_column(
     try:
         return pa.array(values, from_pandas=True)  # from_pandas: NaN is missing, as None is
     except UnicodeEncodeError:
-        row = next(i for i, value in enumerate(values) if not _is_unicode(value))
+        row = next(i for i, value in enumerate(values) if not _fits([value], UnicodeEncodeError))
         raise ValueError(
             f"Row {start + row} of the {split} data has half a character in {name!r}, a lone "
             f"surrogate: {values[row]!r:.60}. Leave it out, as "
             "text.encode('utf-8', 'ignore').decode() does."
         ) from None
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+    except MIXED as error:
         first = next(value for value in values if value is not None)
         odd = next(
-            (i for i, v in enumerate(values) if v is not None and not _alike(first, v)), None
+            (i for i, v in enumerate(values) if v is not None and not _fits([first, v], MIXED)),
+            None,
         )
         if odd is not None and values[odd] is first:
             raise ValueError(
@@ -67,17 +69,10 @@ def _plain(value: Any) -> Any:
     return value.to_list() if hasattr(value, "to_list") else value  # a list column of polars
 
 
-def _is_unicode(value: Any) -> bool:
+def _fits(values: list[Any], problems: type[Exception] | tuple[type[Exception], ...]) -> bool:
+    """Whether Arrow makes a column of these values without such problems."""
     try:
-        pa.array([value], from_pandas=True)
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _alike(first: Any, other: Any) -> bool:
-    try:
-        pa.array([first, other], from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        pa.array(values, from_pandas=True)
+    except problems:
         return False
     return True
