@@ -217,8 +217,8 @@ class Collator:
             name: self._column(rows[name].combine_chunks(), name) for name in rows.column_names
         }
         if "attention_mask" not in batch:
-            ones = pa.ListArray.from_arrays(*_offsets_and_ones(rows["input_ids"].combine_chunks()))
-            batch["attention_mask"] = self._column(ones, "attention_mask")
+            filled = self._filled(rows["input_ids"].combine_chunks())
+            batch["attention_mask"] = torch.from_numpy(filled.astype(np.int64))
         batch = self.finish(batch, seed)
         return {**batch, BLANK: torch.zeros(1)} if IS_BLANK in marks else batch
 
@@ -234,26 +234,22 @@ class Collator:
             values = torch.from_numpy(column.to_numpy(zero_copy_only=False).copy())
             return values.float() if values.is_floating_point() else values
         flat = column.flatten().to_numpy(zero_copy_only=False)
-        lengths = column.value_lengths().to_numpy()
-        longest = int(lengths.max())
-        filled = np.arange(longest)[None, :] < lengths[:, None]  # (batch, seq)
-        if self.side == "left":
-            filled = filled[:, ::-1]
+        filled = self._filled(column)
         # Labels stay float32; token ids become int64, which embeddings take.
         dtype = np.float32 if flat.dtype.kind == "f" else np.int64
-        padded = np.full((len(lengths), longest), self.padding.get(name, 0), dtype)
+        padded = np.full(filled.shape, self.padding.get(name, 0), dtype)
         padded[filled] = flat
         return torch.from_numpy(padded)
+
+    def _filled(self, column: pa.Array) -> np.ndarray:
+        """Where a padded column holds values, `(batch, seq)`."""
+        lengths = column.value_lengths().to_numpy()
+        filled = np.arange(lengths.max()) < lengths[:, None]
+        return filled[:, ::-1] if self.side == "left" else filled
 
 
 def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind)
-
-
-def _offsets_and_ones(column: pa.Array) -> tuple[pa.Array, pa.Array]:
-    lengths = column.value_lengths().to_numpy()
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.array(offsets), pa.array(np.ones(offsets[-1], np.int8))
 
 
 class WindowLoader:

@@ -53,11 +53,10 @@ class Tokenization:
         self.tokenizer = tokenizer
         self.columns = self.resolve_columns(columns)
         self.maxlength = maxlength
-        # Column -> value that fills a short row.
+        # Column -> value that fills a short row, where that is not 0.
         self.padding: dict[str, int] = {
             "input_ids": tokenizer.pad_token_id,
             "token_type_ids": tokenizer.pad_token_type_id,
-            "attention_mask": 0,
         }
 
     def resolve_columns(
