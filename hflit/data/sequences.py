@@ -79,20 +79,6 @@ class Sequences(Tokenization):
             "target_maxlength": self.target_maxlength,
         }
 
-    def check(self, rows: datasets.Dataset, split: str, limit: int | None = None) -> None:
-        """Raise ValueError at a row without a source or a target."""
-        source, target = self.names
-        count = 0
-        for start, table in self.tables(rows, split, limit):
-            check_texts(table, start, [source], split)
-            if is_list(table[target].type):
-                _check_references(table[target], start, target, split)
-            else:
-                check_texts(table, start, [target], split)
-            count += len(table)
-        if not count:
-            raise ValueError(f"The {split} data has no rows.")
-
     def encode(self, batch: dict[str, list[Any]], indices: list[int] | None = None) -> Columns:
         """Encode sources and first targets, each cut to its own length."""
         source, target = self.names
@@ -110,6 +96,14 @@ class Sequences(Tokenization):
             longest = self.target_maxlength
             labels = encode_texts(self.tokenizer, [targets], longest, ["input_ids"])
         return {**tokens, "labels": labels["input_ids"]}
+
+    def _check_table(self, table: pa.Table, start: int, split: str) -> None:
+        source, target = self.names
+        if is_list(table[target].type):
+            check_texts(table, start, [source], split)
+            _check_references(table[target], start, target, split)
+        else:
+            check_texts(table, start, [source, target], split)
 
 
 def references(rows: Any) -> Iterator[list[str]]:

@@ -13,7 +13,7 @@ import torch
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
 from hflit.data.batching import IGNORE_INDEX, Batch
-from hflit.data.tokenization import Columns, Tokenization, check_texts, encode_texts
+from hflit.data.tokenization import Columns, Tokenization, encode_texts
 
 MERGES = ("concat", "pack", None)
 SPACES = ("▁", "Ġ", " ")  # how tokens write the space before them
@@ -66,7 +66,7 @@ class Texts(Tokenization):
             self.limits = {}
         self.masked, self.predicts_next = masked, not masked
         self.whole_word = whole_word
-        self.padding |= {"special_tokens_mask": 1, "word_starts": 0, "segments": 0}
+        self.padding["special_tokens_mask"] = 1
         self.adds_eos = tokenizer.eos_token_id is not None and not _ends_texts(tokenizer)
         if masked:
             # 80 % of the chosen tokens become [MASK], 10 % another word, 10 % stay as they are.
@@ -90,15 +90,6 @@ class Texts(Tokenization):
         """The cache key; merging comes after the cache, but for what it changes in a row."""
         kind = {"masked": self.masked, "whole_word": self.whole_word, "cut": self.merge is None}
         return {**super().settings, **kind}
-
-    def check(self, rows: datasets.Dataset, split: str, limit: int | None = None) -> None:
-        """Raise ValueError at a row without text."""
-        count = 0
-        for start, table in self.tables(rows, split, limit):
-            check_texts(table, start, self.names, split)
-            count += len(table)
-        if not count:
-            raise ValueError(f"The {split} data has no rows.")
 
     def encode(self, batch: dict[str, list[Any]], indices: list[int] | None = None) -> Columns:
         """Encode texts; only rows that are not merged are cut to `maxlength`."""

@@ -117,7 +117,15 @@ class Tokenization:
 
     def check(self, rows: datasets.Dataset, split: str, limit: int | None = None) -> None:
         """Raise ValueError naming the first row that cannot be encoded."""
-        raise NotImplementedError
+        count = 0
+        for start, table in self.tables(rows, split, limit):
+            self._check_table(table, start, split)
+            count += len(table)
+        if not count:
+            raise ValueError(f"The {split} data has no rows.")
+
+    def _check_table(self, table: pa.Table, start: int, split: str) -> None:
+        check_texts(table, start, self.names, split)
 
     def tables(
         self, rows: datasets.Dataset | datasets.IterableDataset, split: str, limit: int | None
