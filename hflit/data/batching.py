@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 from transformers.trainer_pt_utils import BatchRebalanceSampler, get_length_grouped_indices
 
+from hflit.data.columns import is_list
 from hflit.data.dealing import BLANK, Batch, Deal, RowNumbers
 
 IGNORE_INDEX = -100  # label of a token from which nothing is learned
@@ -230,7 +231,7 @@ class Collator:
         return _seed(self.draws, self.epoch, number, 0 if worker is None else worker.id)
 
     def _column(self, column: pa.Array, name: str) -> Tensor:
-        if not _is_list(column.type):
+        if not is_list(column.type):
             values = torch.from_numpy(column.to_numpy(zero_copy_only=False).copy())
             return values.float() if values.is_floating_point() else values
         flat = column.flatten().to_numpy(zero_copy_only=False)
@@ -246,10 +247,6 @@ class Collator:
         lengths = column.value_lengths().to_numpy()
         filled = np.arange(lengths.max()) < lengths[:, None]
         return filled[:, ::-1] if self.side == "left" else filled
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
 
 class WindowLoader:

@@ -57,6 +57,12 @@ def arrow_column(
         raise ValueError(f"Column {name!r} of the {split} data mixes kinds: {where}.") from None
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds a list for each row."""
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_kind(kind) for is_kind in lists)
+
+
 def plain_values(values: list[Any], convert: Callable[[Any], Any] | None) -> list[Any]:
     """Values without the tensors and arrays around them, and converted."""
     plain = [_plain(value) for value in values]

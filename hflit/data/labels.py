@@ -10,14 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from hflit.data.tokenization import (
-    Columns,
-    Tokenization,
-    check_texts,
-    encode_texts,
-    first_row,
-    is_list,
-)
+from hflit.data.columns import is_list
+from hflit.data.tokenization import Columns, Tokenization, check_texts, encode_texts, first_row
 
 REGRESSION = "regression"
 SINGLE = "single_label_classification"

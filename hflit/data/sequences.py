@@ -11,14 +11,8 @@ import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
 from hflit.data.batching import IGNORE_INDEX
-from hflit.data.tokenization import (
-    Columns,
-    Tokenization,
-    check_texts,
-    encode_texts,
-    first_row,
-    is_list,
-)
+from hflit.data.columns import is_list
+from hflit.data.tokenization import Columns, Tokenization, check_texts, encode_texts, first_row
 
 
 class Sequences(Tokenization):

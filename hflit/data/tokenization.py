@@ -328,12 +328,6 @@ def tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return settings
 
 
-def is_list(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds a list for each row."""
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(is_kind(kind) for is_kind in lists)
-
-
 def first_row(mask: pa.ChunkedArray) -> int | None:
     """Index of the first true value, or None."""
     index = pc.index(mask, True).as_py()
