@@ -251,42 +251,31 @@ class DataModule(L.LightningDataModule):
         self,
         split: str,
         batch_size: int,
-        seed: int | None = None,
-        order: Order | None = None,
-        rebalanced: BatchRebalanceSampler | None = None,
-        deal: Deal | None = None,
-        batches: Callable[[int], list[list[int]]] | None = None,
-        **options: Any,
+        worker_init_fn: Callable[[int], None] | None = None,
+        **order: Any,
     ) -> DataLoader:
         args, tokens = self.args, self.tokens[split]
         side = self.tokenization.tokenizer.padding_side
         if self.tokenization.predicts_next and not self.parity:
             side = "right"  # else the first token would be predicted from padding
-        options.update(
-            collate_fn=Collator(
-                self.tokenization.padding,
-                side,
-                self.tokenization.finish,
-                None if self.parity else args.seed,
-            ),
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            multiprocessing_context=args.dataloader_multiprocessing_context,
-            in_order=args.dataloader_in_order,
-        )
-        if isinstance(tokens, datasets.IterableDataset):
-            return DataLoader(
-                tokens, batch_size=batch_size, drop_last=args.dataloader_drop_last, **options
-            )
-        rows = TokenRows(tokens)
         draws = None if self.parity else args.seed
+        options: dict[str, Any] = {
+            "collate_fn": Collator(
+                self.tokenization.padding, side, self.tokenization.finish, draws
+            ),
+            "worker_init_fn": worker_init_fn,
+            "num_workers": args.dataloader_num_workers,
+            "pin_memory": args.dataloader_pin_memory,
+            "persistent_workers": args.dataloader_persistent_workers,
+            "prefetch_factor": args.dataloader_prefetch_factor,
+            "multiprocessing_context": args.dataloader_multiprocessing_context,
+            "in_order": args.dataloader_in_order,
+        }
         drop_last = args.dataloader_drop_last
-        made = BatchOrder(
-            len(rows), batch_size, seed, drop_last, draws, order, rebalanced, deal, batches
-        )
-        return DataLoader(rows, batch_sampler=made, **options)
+        if isinstance(tokens, datasets.IterableDataset):
+            return DataLoader(tokens, batch_size=batch_size, drop_last=drop_last, **options)
+        made = BatchOrder(len(tokens), batch_size, drop_last=drop_last, draws=draws, **order)
+        return DataLoader(TokenRows(tokens), batch_sampler=made, **options)
 
     def _length_column(self, split: str) -> str | None:
         """The column of row lengths: of a Dataset that has it, or one that was asked for."""
