@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 from datasets.fingerprint import Hasher
 from filelock import FileLock
 
+from hflit.data.files import bars_hidden
 from hflit.data.tokenization import Tokenization, first_row
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,8 @@ def encoded(
         folder.mkdir(parents=True, exist_ok=True)
         encode["cache_file_name"] = str(folder / f"{key}.arrow")
     waits = is_cached and is_shared
-    with FileLock(f"{encode['cache_file_name']}.lock") if waits else nullcontext(), _bar(rows):
+    turn = FileLock(f"{encode['cache_file_name']}.lock") if waits else nullcontext()
+    with turn, bars_hidden(len(rows) < LONG):
         tokens = rows.with_format("arrow").map(
             tokenization.table,
             **encode,
@@ -90,19 +91,6 @@ def _encode_told(
     except Exception:
         tokenization.check(rows, f"streamed {called}", indices[-1] + 1)
         raise
-
-
-@contextmanager
-def _bar(rows: datasets.Dataset) -> Iterator[None]:
-    """A progress bar for many rows only."""
-    is_off = datasets.utils.logging.is_progress_bar_enabled() and len(rows) < LONG
-    if is_off:
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if is_off:
-            datasets.enable_progress_bars()
 
 
 def _check(tokens: datasets.Dataset, tokenization: Tokenization, called: str) -> None:

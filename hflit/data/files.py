@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -121,25 +122,34 @@ def _read(
         }
     elif kind == "json":  # by this name the bytes are checked, and a BOM is left out
         options = {"encoding": "utf-8-sig", **options}
-    was_shown = datasets.utils.logging.is_progress_bar_enabled()
-    if sum(file.stat().st_size for file in every) < QUIET_BYTES:
-        datasets.disable_progress_bars()
+    is_small = sum(file.stat().st_size for file in every) < QUIET_BYTES
     try:
-        if kind == "csv" and not TYPING & options.keys():
-            heads = all_text(every, options)
-            is_typed = bool(heads)
-            options |= heads
-        rows = _load(every, path, **options)
-        if is_typed:
-            rows = typed(rows, numbers)
+        with bars_hidden(is_small):
+            if kind == "csv" and not TYPING & options.keys():
+                heads = all_text(every, options)
+                is_typed = bool(heads)
+                options |= heads
+            rows = _load(every, path, **options)
+            if is_typed:
+                rows = typed(rows, numbers)
     except Exception as error:  # of pandas, pyarrow or datasets, which name no line
         raise ValueError(flaw(every) or f"{name}: {_innermost(error)}") from error
-    finally:
-        if was_shown:
-            datasets.enable_progress_bars()
     if is_plain and any(delimiter(file) == "\t" for file in every):
         rows = quotes_checked(rows, name)
     return _without_blanks(rows) if kind == "text" else rows
+
+
+@contextmanager
+def bars_hidden(is_asked: bool) -> Iterator[None]:
+    """Let `datasets` show no progress bars inside, if that is asked for."""
+    hides = is_asked and datasets.utils.logging.is_progress_bar_enabled()
+    if hides:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hides:
+            datasets.enable_progress_bars()
 
 
 def _without_blanks(rows: Any) -> Any:
