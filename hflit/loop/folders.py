@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import struct
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+from safetensors import SafetensorError, safe_open
 from transformers import TrainerState
 
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -121,16 +121,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _is_whole_safetensors(path: Path) -> bool:
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        header = file.read(length) if length < path.stat().st_size else b""
     try:
-        entries = json.loads(header)
-    except ValueError:
+        with safe_open(path, "pt"):  # compares its header with its size
+            return True
+    except SafetensorError:
         return False
-    ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
-    return path.stat().st_size == 8 + length + max(ends, default=0)
 
 
 # Writing.
