@@ -351,10 +351,9 @@ def _trainer_flags(
     half = "bf16-mixed" if args.bf16 else "16-mixed" if args.fp16 else "32-true"
     devices = flags.get("devices")
     trainer = {
-        "accelerator": "cpu" if args.use_cpu else "auto",
         "logger": False,
         "enable_model_summary": False,
-        **{name: value for name, value in flags.items() if name not in SHARED | REFUSED},
+        **{k: v for k, v in flags.items() if k not in REFUSED and k != "fast_dev_run"},
         "precision": _long(flags.get("precision", half)),
         "callbacks": [
             each() if isinstance(each, type) else each for each in listed(flags.get("callbacks"))
@@ -365,15 +364,12 @@ def _trainer_flags(
         trainer["devices"] = len(devices) if args.use_cpu else list(devices)
     if args.fsdp and flags.get("strategy", "auto") == "auto":
         trainer["strategy"] = "fsdp"
-    if flags.get("accelerator", "auto") != "auto":
-        trainer["accelerator"] = flags["accelerator"]
-    trainer |= {name: flags[name] for name in ("deterministic", "benchmark") if name in flags}
+    if flags.get("accelerator", "auto") == "auto":
+        trainer["accelerator"] = "cpu" if args.use_cpu else "auto"
     if args.full_determinism:
         trainer |= {"deterministic": True, "benchmark": False}
-    if "enable_progress_bar" in flags:
-        trainer["enable_progress_bar"] = flags["enable_progress_bar"]
-    elif arguments.get("disable_tqdm") is not None:
-        trainer["enable_progress_bar"] = not args.disable_tqdm
+    if arguments.get("disable_tqdm") is not None:
+        trainer.setdefault("enable_progress_bar", not args.disable_tqdm)
     if args.output_dir:
         trainer["default_root_dir"] = args.output_dir
     if batches := int(flags.get("fast_dev_run", 0)):
