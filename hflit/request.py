@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, get_type_hints
 
 from peft import LoraConfig
 
@@ -62,20 +62,6 @@ class Request:
     processes: Processes
 
 
-class Settled(NamedTuple):
-    """What the data decide about a run.
-
-    Attributes:
-        changes: Values for the model's config.
-        length: How long the run is.
-        record: What the rest of the run cannot change, see `run_record`.
-    """
-
-    changes: dict[str, Any]
-    length: Length
-    record: dict[str, Any]
-
-
 @dataclass(frozen=True)
 class Plan:
     """What a run starts from, before its rows and its weights are read.
@@ -96,8 +82,12 @@ class Plan:
     options: dict[str, Any]
     data: DataModule
 
-    def settle(self) -> Settled:
+    def settle(self) -> tuple[dict[str, Any], Length, dict[str, Any]]:
         """Read and tokenize the data, and check all that depends on them.
+
+        Returns:
+            Values for the model's config; how long the run is; and what the rest of the run cannot
+            change, see `run_record`.
 
         Raises:
             ValueError: A row is wrong, or the run cannot be made with these data: labels that the
@@ -119,7 +109,7 @@ class Plan:
             self.resumed.check(record)
             arguments.learning_rate = self.resumed.found_rate or arguments.learning_rate
             data.start = self.resumed.place(length.windows, arguments.ignore_data_skip)
-        return Settled(changes, length, record)
+        return changes, length, record
 
 
 def read_request(
@@ -210,12 +200,9 @@ def check_request(given: dict[str, Any], call: Callable[..., Any]) -> type[TaskM
         raise ValueError("parity=True does what transformers.Trainer does, and it has no teacher.")
     named = ("base", "quantize", "lora", "merge_adapter", "parity")
     check_adapter(*(given[name] for name in named))
-    if (
-        given["metrics"] is not None
-        and given["metrics"] != "auto"
-        and not callable(given["metrics"])
-    ):
-        raise ValueError(f"metrics={given['metrics']!r} must be a function, 'auto' or None.")
+    metrics = given["metrics"]
+    if not (metrics is None or metrics == "auto" or callable(metrics)):
+        raise ValueError(f"{metrics=} must be a function, 'auto' or None.")
     choices = {"nonfinite": (None, *NONFINITE), "failed_save": ("continue", "stop")}
     for name, known in choices.items():
         if given[name] not in known:
