@@ -355,9 +355,9 @@ def check_teacher(
             "teacher with the same tokenizer."
         )
     has_both_halves = teacher.path is not None and (Path(teacher.path) / "discriminator").is_dir()
-    known = _names(auto_model._model_mapping.get(type(teacher.config), ()))
+    known = architectures(auto_model, teacher.config)
     kinds = teacher.config.architectures or ["model"]
-    if teacher.model is None and not has_both_halves and not set(kinds) & set(known):
+    if teacher.model is None and not has_both_halves and known.isdisjoint(kinds):
         raise ValueError(
             f"The teacher is a {', '.join(kinds)} without a head for this task. Train it first, so "
             f"that {auto_model.__name__} loads it whole."
@@ -381,7 +381,7 @@ def check_teacher(
 
 
 def _check_head(model: PreTrainedModel, auto_model: Any, changes: dict[str, Any]) -> None:
-    known = _names(auto_model._model_mapping.get(type(model.config), ()))
+    known = architectures(auto_model, model.config)
     if type(model).__module__.startswith("transformers.") and type(model).__name__ not in known:
         raise ValueError(
             f"base holds a {type(model).__name__}; this task trains what {auto_model.__name__} "
@@ -395,5 +395,7 @@ def _check_head(model: PreTrainedModel, auto_model: Any, changes: dict[str, Any]
         )
 
 
-def _names(value: Any) -> list[str]:
-    return [cls.__name__ for cls in (value if isinstance(value, tuple) else (value,))]
+def architectures(auto_model: Any, config: Any) -> set[str]:
+    """Names of the classes that transformers' class of a task's models has for a kind of model."""
+    kinds = auto_model._model_mapping.get(type(config), ())
+    return {kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,))}

@@ -12,7 +12,7 @@ from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
-from hflit.loading import load_base, load_tokenizer, load_weights
+from hflit.loading import architectures, load_base, load_tokenizer, load_weights
 from hflit.loop.folders import NAME
 from hflit.tasks import TASKS
 
@@ -165,8 +165,6 @@ def is_adapter(folder: str | Path) -> bool:
 
 def _task_of(config: Any) -> str | None:
     for task, kind in TASKS.items():
-        known = kind.auto_model._model_mapping.get(type(config), ())
-        known = known if isinstance(known, tuple) else (known,)
-        if {each.__name__ for each in known} & set(config.architectures or ()):
+        if not architectures(kind.auto_model, config).isdisjoint(config.architectures or ()):
             return task
     return None
