@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -66,19 +66,12 @@ def evaluate_model(model: str, rows: Any, call: dict[str, Any]) -> dict[str, flo
         ValueError: The call limits the evaluation to no batch at all.
     """
     module, data = load_evaluation(model, rows, call)
-    metrics = call.get("metrics", "auto")
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    kind = next((half[name] for name in half if getattr(module.args, name)), None)
-    device = module.args.device.type
-    autocast = torch.autocast(device, kind) if kind else nullcontext()
-    with ExitStack() as around:
-        around.enter_context(autocast)
-        around.enter_context(torch.no_grad())
-        if not module.parity:
-            around.enter_context(fast_layers(module.model))
-        around.enter_context(full_eval(module.model, module.args))
-        limit = call.get("limit_val_batches")
-        figures = evaluate(module, data, module.args, metrics, limit=limit)
+    args, limit = module.args, call.get("limit_val_batches")
+    half = torch.bfloat16 if args.bf16 else torch.float16
+    autocast = torch.autocast(args.device.type, half, enabled=args.bf16 or args.fp16)
+    layers = nullcontext() if module.parity else fast_layers(module.model)
+    with autocast, layers, full_eval(module.model, args):
+        figures = evaluate(module, data, args, call.get("metrics", "auto"), limit=limit)
     if "eval_loss" not in figures:
         raise ValueError(f"--trainer.limit_val_batches={limit} leaves no batch to evaluate.")
     return figures
