@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice, pairwise
 from typing import Any
 
 import datasets
@@ -291,16 +291,13 @@ class WindowLoader:
         self.epoch += 1
         if isinstance(self.sampler, BatchOrder):
             self.sampler.skip, skip = skip, 0
-        batches = _one_ahead(self.batches)
+        # accelerate fetches one batch ahead. Where collating draws random numbers (masking), doing
+        # the same keeps the stream of random numbers equal to transformers'.
+        batches: Iterator[Batch] = (batch for batch, _ in pairwise(chain(self.batches, [None])))
         if not isinstance(self.sampler, BatchOrder):
             batches = self.deal.of_stream(batches)
-        window: list[Batch] = []
-        for batch in islice(batches, skip, None):
-            window.append(batch)
-            if len(window) == self.accumulation:
-                yield window
-                window = []
-        if window:
+        batches = islice(batches, skip, None)
+        while window := list(islice(batches, self.accumulation)):
             yield window
 
     def rows_of(self, window: int, batch: int) -> list[int] | None:
@@ -320,17 +317,3 @@ class WindowLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Start the next epoch there."""
         self.epoch, self.skip = state["epoch"], state["skip"]
-
-
-def _one_ahead(batches: DataLoader) -> Iterator[Batch]:
-    # accelerate fetches one batch ahead. Where collating draws random numbers (masking), doing
-    # the same keeps the stream of random numbers equal to transformers'.
-    iterator = iter(batches)
-    try:
-        ahead = next(iterator)
-    except StopIteration:
-        return
-    for batch in iterator:
-        yield ahead
-        ahead = batch
-    yield ahead
