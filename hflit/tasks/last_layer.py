@@ -9,41 +9,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
-from transformers import (
-    BertForMaskedLM,
-    BertForSequenceClassification,
-    CamembertForMaskedLM,
-    CamembertForSequenceClassification,
-    DistilBertForMaskedLM,
-    DistilBertForSequenceClassification,
-    ElectraForMaskedLM,
-    ElectraForSequenceClassification,
-    RobertaForMaskedLM,
-    RobertaForSequenceClassification,
-    XLMRobertaForMaskedLM,
-    XLMRobertaForSequenceClassification,
-)
 
 from hflit.adapters import inner_model
 from hflit.tasks.forwards import forwards_replaced
 
-READ_THE_FIRST_TOKEN = (
-    BertForSequenceClassification,
-    CamembertForSequenceClassification,
-    DistilBertForSequenceClassification,
-    ElectraForSequenceClassification,
-    RobertaForSequenceClassification,
-    XLMRobertaForSequenceClassification,
+KINDS = ("Bert", "Camembert", "DistilBert", "Electra", "Roberta", "XLMRoberta")
+READ_THE_FIRST_TOKEN = tuple(
+    getattr(transformers, f"{kind}ForSequenceClassification") for kind in KINDS
 )
-READ_EACH_TOKEN = (  # for itself
-    BertForMaskedLM,
-    CamembertForMaskedLM,
-    DistilBertForMaskedLM,
-    ElectraForMaskedLM,
-    RobertaForMaskedLM,
-    XLMRobertaForMaskedLM,
-)
+READ_EACH_TOKEN = tuple(getattr(transformers, f"{kind}ForMaskedLM") for kind in KINDS)  # for itself
 
 
 def first_token_only(model: nn.Module) -> AbstractContextManager[None]:
