@@ -99,7 +99,7 @@ def evaluate(
             on_batch()
 
     if world > 1:
-        told = [(each.on_cpu(), count) for each, count in zip(results, rows, strict=True)]
+        told = list(zip(send_to_device(results, "cpu"), rows, strict=True))
         everything = dealt_back(everyones(told, world))
         results, rows = [each for each, _ in everything], [count for _, count in everything]
     figures = {} if judge is None or not results else denumpify_detensorize(dict(judge.figures()))

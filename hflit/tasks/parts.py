@@ -39,11 +39,6 @@ class Evaluated(NamedTuple):
     items: Items
     outputs: dict[str, Any]
 
-    def on_cpu(self) -> Evaluated:
-        """The figures alone, to tell other processes."""
-        items = self.items.cpu() if torch.is_tensor(self.items) else self.items
-        return Evaluated(self.loss.cpu(), self.sums.cpu(), items, {})
-
 
 def mean_loss(sums: Tensor, items: Items) -> Tensor:
     """Sums over items -> their mean; of several parts, the sum of the means."""
