@@ -135,7 +135,7 @@ def data_facts(data: DataModule, split: str) -> dict[str, Any]:
     tokens = data.tokens.get(split)
     if not isinstance(tokens, datasets.Dataset):
         return {}
-    lengths = input_lengths(data, split)
+    lengths = pc.list_value_length(tokens.with_format("arrow")[:]["input_ids"]).to_numpy()
     edges = np.unique(np.linspace(0, lengths.max(), BINS + 1).round().astype(int))
     counts, _ = np.histogram(lengths, np.append(edges[:-1] + 0.5, edges[-1] + 0.5))
     limit = data.tokenization.maxlength
@@ -149,12 +149,6 @@ def data_facts(data: DataModule, split: str) -> dict[str, Any]:
         "padding": padding_share(lengths, data.args),
         **label_counts(data, split),
     }
-
-
-def input_lengths(data: DataModule, split: str) -> np.ndarray:
-    """Tokens of each input of a split, `(inputs,)`."""
-    ids = data.tokens[split].with_format("arrow")[:]["input_ids"]
-    return pc.list_value_length(ids).to_numpy()
 
 
 def padding_share(lengths: np.ndarray, args: TrainingArguments) -> float:
