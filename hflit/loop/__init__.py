@@ -1,1 +1,1 @@
-"""What runs around a task: transformers' callbacks, evaluation, precision, artifacts."""
+"""What runs around a task: transformers' callbacks, evaluation, precision, checkpoints."""

@@ -57,7 +57,7 @@ class Checkpoint:
     Attributes:
         folder: Where it lies.
         state: The state of the run when it was written.
-        own: What we add to transformers' state, see `Bridge`; None if transformers wrote the
+        own: What we add to transformers' state, see `SavePoints`; None if transformers wrote the
             folder.
     """
 

@@ -1,1 +1,1 @@
-"""What a run was and how it went: facts, model card, page. Imports only `data`."""
+"""What a run was and how it went: facts, model card, page."""
