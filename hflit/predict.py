@@ -73,16 +73,14 @@ def predictions(
     for chunk in data.iter(batch_size=CHUNK):
         texts = list(zip(*(chunk[name] for name in names), strict=True))
         for row, each in enumerate(texts, first):
-            missing = [n for n, text in zip(names, each, strict=True) if not isinstance(text, str)]
-            if missing:
-                name, value = missing[0], each[names.index(missing[0])]
+            for name, value in zip(names, each, strict=True):
                 if value is None:
                     raise ValueError(f"Row {row} of the new data has no text in {name!r}.")
-                kind = type(value).__name__
-                raise ValueError(
-                    f"Column {name!r} of the new data holds {kind}, not text: row {row} is "
-                    f"{value!r}."
-                )
+                if not isinstance(value, str):
+                    raise ValueError(
+                        f"Column {name!r} of the new data holds {type(value).__name__}, not text: "
+                        f"row {row} is {value!r}."
+                    )
         with fast_layers(saved.model):
             found = _by_length(predict, texts, first, batch_size)
         yield from found

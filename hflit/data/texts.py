@@ -144,10 +144,8 @@ class Texts(Tokenization):
         if "segments" in batch:
             batch["documents"], batch["position_ids"] = _places(batch.pop("segments"), is_token)
             starts = batch["position_ids"] == 0
-        special, word_starts = (
-            batch.pop("special_tokens_mask", None),
-            batch.pop("word_starts", None),
-        )
+        special = batch.pop("special_tokens_mask", None)
+        word_starts = batch.pop("word_starts", None)
         if self.masked:
             generator = None if seed is None else torch.Generator().manual_seed(seed)
             self.masker.generator = generator
