@@ -42,12 +42,10 @@ def learning_curves(history: Sequence[dict[str, Any]]) -> Figure | None:
     down = -(-len(panels) // across)
     figure = Figure(figsize=(5 * across, 3.2 * down), layout="constrained")
     for place, (title, lines) in enumerate(panels, 1):
-        axes = figure.add_subplot(down, across, place)
+        axes = figure.add_subplot(down, across, place, title=title, xlabel="update")
         for name in lines:
             points = [(each["step"], each[name]) for each in history if name in each]
             axes.plot(*zip(*points, strict=True), marker=".", label=name)
-        axes.set_title(title)
-        axes.set_xlabel("update")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     return figure
@@ -60,12 +58,10 @@ def length_histogram(splits: dict[str, Sequence[Sequence[int]]]) -> Figure:
         splits: Name -> pairs of a length and the inputs up to it, as `data_facts` counts them.
     """
     figure = Figure(figsize=(5, 3.2), layout="constrained")
-    axes = figure.add_subplot()
+    axes = figure.add_subplot(xlabel="tokens", ylabel="inputs")
     for name, pairs in splits.items():
         edges = [0, *(edge for edge, _ in pairs)]
         axes.stairs([count for _, count in pairs], edges, label=name, fill=True, alpha=0.5)
-    axes.set_xlabel("tokens")
-    axes.set_ylabel("inputs")
     axes.legend(fontsize="small")
     return figure
 
@@ -73,23 +69,19 @@ def length_histogram(splits: dict[str, Sequence[Sequence[int]]]) -> Figure:
 def scatter(pairs: Sequence[tuple[float, float]]) -> Figure:
     """Right and predicted scores, a point each, and where they would be equal."""
     figure = Figure(figsize=(4.5, 4), layout="constrained")
-    axes = figure.add_subplot()
+    axes = figure.add_subplot(xlabel="right", ylabel="predicted")
     right, said = zip(*pairs, strict=True)
     ends = [min(right), max(right)]
     axes.plot(ends, ends, color="0.7")
     axes.scatter(right, said, s=8, alpha=0.5)
-    axes.set_xlabel("right")
-    axes.set_ylabel("predicted")
     return figure
 
 
 def histogram(values: Sequence[float], name: str) -> Figure:
     """How many rows have which value, from 0 to 100."""
     figure = Figure(figsize=(5, 3.2), layout="constrained")
-    axes = figure.add_subplot()
+    axes = figure.add_subplot(xlabel=name, ylabel="rows")
     axes.hist(values, bins=20, range=(0, 100))
-    axes.set_xlabel(name)
-    axes.set_ylabel("rows")
     return figure
 
 
