@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from hflit.adapters import forward_inputs, inner_model, save_config
+from hflit.adapters import inner_model, save_config
 from hflit.data.batching import IGNORE_INDEX, Batch
 from hflit.data.texts import Texts
 from hflit.loading import Base, copy_with_weights, load_model, load_weights
@@ -185,6 +185,7 @@ class TokenDetection(TaskModule):
     auto_model = AutoModelForMaskedLM
     figures = DetectionMetrics.figures
     lora_type = "FEATURE_EXTRACTION"
+    label_names = ()  # the pair is given its labels, which say what tokens to sample
     outputs_by_row = False
     tokenization = Texts
     tokenization_settings = {"masked": True}
@@ -234,12 +235,6 @@ class TokenDetection(TaskModule):
     def count_items(self, batch: Batch) -> Tensor:
         """Masked tokens and all tokens, `(2,)`."""
         return torch.stack([batch["labels"].ne(IGNORE_INDEX).sum(), batch["attention_mask"].sum()])
-
-    def run_model(self, model: Any, batch: Batch) -> Any:
-        """Outputs of both halves; the labels say which tokens to sample."""
-        prepared = self.prepare(batch, model)
-        with self.forward_autocast():
-            return model(**{k: v for k, v in prepared.items() if k in forward_inputs(model)})
 
     def teach(self, batch: Batch, outputs: Any) -> Any:
         """The teacher's guesses, and what it makes of the tokens that the student replaced."""
