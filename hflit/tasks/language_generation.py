@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from hflit.adapters import inner_model
-from hflit.data.batching import IGNORE_INDEX, Batch
+from hflit.data.batching import Batch
 from hflit.data.texts import Texts
 from hflit.loading import Base, text_config
 from hflit.metrics.tokens import TokenMetrics
 from hflit.tasks.module import TaskModule
-from hflit.tasks.parts import blind_to_neighbours, differ, token_distance, token_loss
+from hflit.tasks.parts import blind_to_neighbours, differ
 
 
 class LanguageGeneration(TaskModule):
@@ -53,24 +53,14 @@ class LanguageGeneration(TaskModule):
         """Keep the texts of a packed row from seeing each other."""
         return blind_to_neighbours(batch, model, causal=True)
 
-    def count_items(self, batch: Batch) -> int:
-        """Tokens that are predicted."""
-        return int(batch["labels"][:, 1:].ne(IGNORE_INDEX).sum())
-
     def summed_loss(self, outputs: dict[str, Any], batch: Batch) -> Tensor:
         """Cross-entropy in nats, summed over the predicted tokens."""
-        logits, labels = outputs["logits"][:, :-1], batch["labels"][:, 1:]
-        loss = token_loss(logits, labels, self.args.label_smoothing_factor)
+        loss = super().summed_loss(outputs, batch)
         uneven = outputs.get("aux_loss")  # of a mixture of experts, if output_router_logits asks
         if uneven is None:
             return loss
         config: Any = inner_model(self.model).config
         return loss + config.router_aux_loss_coef * uneven * self.count_items(batch)
-
-    def distance(self, outputs: Any, teacher: Any, batch: Batch, temperature: float) -> Tensor:
-        """Divergence from the teacher's next tokens, where one is learned."""
-        student, taught = (each["logits"][:, :-1] for each in (outputs, teacher))
-        return token_distance(student, taught, batch["labels"][:, 1:], temperature)
 
     def metrics(self, rows: Dataset) -> TokenMetrics:
         """Perplexity and token accuracy."""

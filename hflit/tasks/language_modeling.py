@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from datasets import Dataset
-from torch import Tensor
 from transformers import AutoModelForMaskedLM
 
 from hflit.adapters import inner_model
@@ -13,7 +12,7 @@ from hflit.data.batching import IGNORE_INDEX, Batch
 from hflit.data.texts import Texts
 from hflit.metrics.tokens import TokenMetrics
 from hflit.tasks.module import TaskModule
-from hflit.tasks.parts import blind_to_neighbours, logits_only_at, token_distance, token_loss
+from hflit.tasks.parts import blind_to_neighbours, logits_only_at
 
 
 class LanguageModeling(TaskModule):
@@ -46,18 +45,6 @@ class LanguageModeling(TaskModule):
             return super().run_model(model, batch)
         with logits_only_at(batch["labels"] != IGNORE_INDEX, inner_model(model)):
             return super().run_model(model, batch)
-
-    def count_items(self, batch: Batch) -> int:
-        """Masked tokens."""
-        return int(batch["labels"].ne(IGNORE_INDEX).sum())
-
-    def summed_loss(self, outputs: dict[str, Any], batch: Batch) -> Tensor:
-        """Cross-entropy in nats, summed over the masked tokens."""
-        return token_loss(outputs["logits"], batch["labels"], self.args.label_smoothing_factor)
-
-    def distance(self, outputs: Any, teacher: Any, batch: Batch, temperature: float) -> Tensor:
-        """Divergence from the teacher's guesses of the masked tokens."""
-        return token_distance(outputs["logits"], teacher["logits"], batch["labels"], temperature)
 
     def metrics(self, rows: Dataset) -> TokenMetrics:
         """Perplexity and accuracy of the masked tokens."""

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainingArguments
 
 from hflit.adapters import forward_inputs, inner_model, keep_layout
-from hflit.data.batching import Batch
+from hflit.data.batching import IGNORE_INDEX, Batch
 from hflit.data.dealing import counts
 from hflit.data.tokenization import Tokenization
 from hflit.loading import Base, load_model
@@ -33,7 +33,15 @@ from hflit.tasks.distillation import Distillation
 from hflit.tasks.failures import explained, nonfinite_problem, place
 from hflit.tasks.optimization import FOLLOWS_EVALUATIONS, make_optimizer, make_schedule
 from hflit.tasks.own_loss import brings_own_loss, own_outputs
-from hflit.tasks.parts import Evaluated, Items, forward_cost, mean_loss, split_by_length
+from hflit.tasks.parts import (
+    Evaluated,
+    Items,
+    forward_cost,
+    mean_loss,
+    split_by_length,
+    token_distance,
+    token_loss,
+)
 from hflit.tasks.reference import ReferenceLoss
 
 logger = logging.getLogger(__name__)
@@ -128,12 +136,26 @@ class TaskModule(L.LightningModule):
         return change(model)
 
     def count_items(self, batch: Batch) -> Items:
-        """Items that the loss of a batch averages over; a vector if it has several parts."""
-        raise NotImplementedError
+        """Items that the loss of a batch averages over; a vector if it has several parts.
+
+        By default tokens with a label: these three methods are those of the language tasks.
+        """
+        labels = batch["labels"][:, 1:] if self.predicts_next else batch["labels"]
+        return int(labels.ne(IGNORE_INDEX).sum())
 
     def summed_loss(self, outputs: dict[str, Any], batch: Batch) -> Tensor:
         """Loss summed over the items of a batch, float32; a vector if it has several parts."""
-        raise NotImplementedError
+        logits, labels = outputs["logits"], batch["labels"]
+        if self.predicts_next:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        return token_loss(logits, labels, self.args.label_smoothing_factor)
+
+    def distance(self, outputs: Any, teacher: Any, batch: Batch, temperature: float) -> Tensor:
+        """Distance to the teacher's outputs, summed like the loss."""
+        student, taught, labels = outputs["logits"], teacher["logits"], batch["labels"]
+        if self.predicts_next:
+            student, taught, labels = student[:, :-1], taught[:, :-1], labels[:, 1:]
+        return token_distance(student, taught, labels, temperature)
 
     def metrics(self, rows: Dataset) -> Any:
         """The task's own metrics: an object with `update(outputs, batch)` and `compute()`.
@@ -142,10 +164,6 @@ class TaskModule(L.LightningModule):
             rows: The rows to evaluate on, before tokenizing; in the order of the batches, if
                 `compares_in_turn`.
         """
-        raise NotImplementedError
-
-    def distance(self, outputs: Any, teacher: Any, batch: Batch, temperature: float) -> Tensor:
-        """Distance to the teacher's outputs, summed like the loss."""
         raise NotImplementedError
 
     def prepare(self, batch: Batch, model: Any) -> Batch:

@@ -22,7 +22,6 @@ from hflit.loading import Base
 from hflit.metrics.generation import GenerationMetrics
 from hflit.tasks.distillation import Distillation
 from hflit.tasks.module import TaskModule
-from hflit.tasks.parts import token_distance, token_loss
 
 WORD = "a"  # some target
 GENERATED_TOKENS = 128  # longest text where neither the caller nor the model sets a length
@@ -116,18 +115,6 @@ class SequenceSequence(TaskModule):
         # M2M100, NLLB and Blenderbot do the same, but inside forward and given labels only.
         config = model.config
         return shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id)
-
-    def count_items(self, batch: Batch) -> int:
-        """Tokens of the targets."""
-        return int(batch["labels"].ne(IGNORE_INDEX).sum())
-
-    def summed_loss(self, outputs: dict[str, Any], batch: Batch) -> Tensor:
-        """Cross-entropy in nats, summed over the tokens of the targets."""
-        return token_loss(outputs["logits"], batch["labels"], self.args.label_smoothing_factor)
-
-    def distance(self, outputs: Any, teacher: Any, batch: Batch, temperature: float) -> Tensor:
-        """Divergence from the teacher's tokens of the targets."""
-        return token_distance(outputs["logits"], teacher["logits"], batch["labels"], temperature)
 
     def metrics(self, rows: Dataset) -> GenerationMetrics:
         """BLEU, chrF and ROUGE of what the model generates."""
