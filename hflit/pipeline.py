@@ -278,7 +278,7 @@ def _loaded(plan: Plan, changes: dict[str, Any]) -> TaskModule:
         if start.model is not None and arguments.output_dir and not given["merge_adapter"]:
             model = task_class.each_model(model, check_base)
         model = task_class.each_model(model, partial(add_adapter, config=request.adapter))
-    own = {name: plan.options[name] for name in task_class.options}
+    own = {**plan.options}
     if plan.school is not None:
         own["distillation"] = Distillation(model_of(plan.school, {}), *given["distillation"])
     module = task_class(model, arguments, given["parity"], **own)

@@ -71,7 +71,7 @@ class Plan:
         start: The base.
         school: The teacher, or None.
         resumed: The checkpoint it goes on from, or None.
-        options: What the task and its tokenization can be given, by name.
+        options: What the task is given beside its model, by name.
         data: Its rows.
     """
 
@@ -280,7 +280,7 @@ def read_data(
         args: Batch sizes, seeds and loader options.
 
     Returns:
-        What the task and its tokenization can be given, by name, and the data module.
+        What the task is given beside its model, by name, and the data module.
     """
     options = {**given, "head": classifier_names(start), "tokenizer": start.tokenizer}
     if "target_maxlength" in task_class.options:
@@ -306,4 +306,4 @@ def read_data(
             for name in ("tokenizebatch", "cache", "parity", "max_tokens_per_batch")
         },
     )
-    return options, data
+    return {name: options[name] for name in task_class.options}, data

@@ -55,7 +55,7 @@ def estimate(plan: Plan, changes: dict[str, Any]) -> dict[str, Any]:
     if request.adapter is not None:
         model = task_class.each_model(model, partial(add_adapter, config=request.adapter))
     teacher = None if plan.school is None else _random(task_class, plan.school, {})
-    own = {name: plan.options[name] for name in task_class.options}
+    own = {**plan.options}
     if teacher is not None:
         own["distillation"] = Distillation(teacher)
     module = task_class(model, args, False, **own)

@@ -119,8 +119,7 @@ def load_evaluation(
             f"{model} has no trained head for {named['task']}: {', '.join(new)} would be random. "
             "Name a trained model with --model.base, or give the --args.output_dir of the run."
         )
-    own = {name: options[name] for name in task_class.options}
-    module: Any = task_class(loaded, arguments, named["parity"], **own)
+    module: Any = task_class(loaded, arguments, named["parity"], **options)
     return module.to(arguments.device), data
 
 
