@@ -169,24 +169,21 @@ def _environment(flags: dict[str, Any]) -> ClusterEnvironment | None:
 
 def _check_launcher(environment: ClusterEnvironment | None, name: str, probe: L.Trainer) -> None:
     """Refuse processes that are there already and would each train alone, into one folder."""
-    world = probe.num_devices * probe.num_nodes
+    started = world = probe.num_devices * probe.num_nodes
     if isinstance(environment, LightningEnvironment):
         started = int(os.environ.get("WORLD_SIZE", world))  # Lightning's own copies of a script
-        if name != "single_device" and started != world:
-            raise ValueError(
-                f"devices={probe.num_devices} and num_nodes={probe.num_nodes} make {world} "
-                f"process(es), but an earlier call in this script has started {started}, and all "
-                "of them come here. Give this call the same strategy and devices; "
-                "strategy='single_device' trains in each of them alone."
-            )
-    if isinstance(environment, (TorchElasticEnvironment, SLURMEnvironment)):
+        told = (
+            f"an earlier call in this script has started {started}, and all of them come here. "
+            "Give this call the same strategy and devices"
+        )
+    elif isinstance(environment, (TorchElasticEnvironment, SLURMEnvironment)):
         started = environment.world_size()
-        if name != "single_device" and started != world:
-            raise ValueError(
-                f"devices={probe.num_devices} and num_nodes={probe.num_nodes} make {world} "
-                f"process(es), but the launcher has started {started}. Leave both out, and all of "
-                "them are used; strategy='single_device' trains in each of them alone."
-            )
+        told = f"the launcher has started {started}. Leave both out, and all of them are used"
+    if name != "single_device" and started != world:
+        raise ValueError(
+            f"devices={probe.num_devices} and num_nodes={probe.num_nodes} make {world} "
+            f"process(es), but {told}; strategy='single_device' trains in each of them alone."
+        )
 
 
 def _size(flags: dict[str, Any], environment: ClusterEnvironment | None) -> None:
