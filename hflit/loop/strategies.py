@@ -104,6 +104,8 @@ def spread(flags: dict[str, Any], options: dict[str, Any]) -> Processes:
     here, world = probe.num_devices, probe.num_devices * probe.num_nodes
     _check_launcher(environment, name, probe)
     if world == 1 or name == "single_device":
+        if name == "single_device" and not isinstance(strategy, Strategy):
+            strategy = SingleDeviceStrategy(probe.strategy.root_device)  # of however many
         flags["strategy"] = strategy if isinstance(strategy, Strategy) else "auto"
         return Processes(1, 0, 0, 1, None)
 

@@ -10,6 +10,7 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import lightning.pytorch as L
 import psutil
 import pytest
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
@@ -306,6 +307,15 @@ def test_launcher_says_which_process_this_is(told):
 def test_count_of_the_launcher_must_fit(told, given):
     with pytest.raises(ValueError, match="but the launcher has started 4. Leave both out"):
         HFTrainer()("no-such-model", [], use_cpu=True, **given)
+
+
+@pytest.mark.parametrize("told", [{}, TORCH, SLURM], indirect=True, ids=["none", "torch", "slurm"])
+@pytest.mark.parametrize("given", [{}, {"devices": 2}])
+def test_single_device_is_one_of_all(told, given):
+    """Once Lightning trained with all of them, each of which took itself for the only one."""
+    flags = {"accelerator": "cpu", "strategy": "single_device", **given}
+    assert spread(flags, {"timeout": 60})[:2] == (1, 0)
+    assert L.Trainer(**flags, logger=False, enable_checkpointing=False).world_size == 1
 
 
 def test_copies_of_a_script_do_not_each_train_alone(monkeypatch):
