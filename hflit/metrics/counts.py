@@ -20,9 +20,8 @@ class Counts:
         options: dict[str, Any] = {"compute_groups": False}  # whose members share their states
         self.collection = MetricCollection(metrics, **options)
         for metric in self.metrics():
-            metric.sync_on_compute = (
-                False  # torchmetrics' way of adding needs rows on every process
-            )
+            # torchmetrics would ask all processes of a group, also of one that an earlier run left.
+            metric.distributed_available_fn = None
 
     def metrics(self) -> list[Any]:
         """The metrics, in an order of their own."""

@@ -129,6 +129,15 @@ def test_a_new_evaluation_starts_from_nothing():
     assert computed("single_label_classification", 3, logits, labels, (25,)) == first
 
 
+def test_figures_ask_no_other_process(monkeypatch):
+    """A group that an earlier run left is still there, and its others do something else."""
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    found = computed(
+        "single_label_classification", 2, torch.eye(2), torch.tensor([0, 0]), sizes=(1, 1)
+    )
+    assert found["accuracy"] == 0.5  # the classes 0 and 1 were said
+
+
 def test_figures_are_plain_numbers():
     # They go into trainer_state.json.
     found = computed(
