@@ -66,6 +66,7 @@ class Bridge(L.Callback):
         self.args = args
         self.world = args.world_size
         self.module = module
+        self.begun = False
         self.is_training = False
         self.points = SavePoints(args, module, checkpoints)
         self.resumed = checkpoints.resumed
@@ -83,7 +84,6 @@ class Bridge(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Go on from a checkpoint, whose weights the model has already."""
-        self.begun = False
         if self.resumed is not None:
             windows = trainer.num_training_batches
             anew = self.args.ignore_data_skip

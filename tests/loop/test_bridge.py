@@ -55,6 +55,15 @@ def test_lightning_callbacks_run_beside(tiny_bert, ragged_rows):
     assert count.updates == 8  # 3 batches make 2 windows, 4 times
 
 
+def test_an_error_before_the_run_begins_is_the_one_that_is_told(tiny_bert, ragged_rows):
+    class Fails(L.Callback):
+        def setup(self, trainer, pl_module, stage):
+            raise ValueError("not today")
+
+    with pytest.raises(ValueError, match="not today"):
+        run(tiny_bert, ragged_rows, callbacks=[Fails()])
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 def test_callbacks_are_handed_the_batches_of_an_evaluation(tiny_bert, ragged_rows, streamed):
     class Look(TrainerCallback):
