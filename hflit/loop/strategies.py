@@ -165,7 +165,10 @@ def _environment(flags: dict[str, Any]) -> ClusterEnvironment | None:
         flags["plugins"] = [*plugins, TorchElasticEnvironment()]
         return TorchElasticEnvironment()
     if SLURMEnvironment.detect():
-        return SLURMEnvironment()
+        # At SIGUSR1 Lightning would save a checkpoint of its own, and go on from it ever after.
+        slurm = SLURMEnvironment(auto_requeue=False)
+        flags["plugins"] = [*plugins, slurm]
+        return slurm
     return LightningEnvironment() if "LOCAL_RANK" in os.environ else None
 
 
@@ -180,7 +183,10 @@ def _check_launcher(environment: ClusterEnvironment | None, name: str, probe: L.
         )
     elif isinstance(environment, (TorchElasticEnvironment, SLURMEnvironment)):
         started = environment.world_size()
-        told = f"the launcher has started {started}. Leave both out, and all of them are used"
+        told = (
+            f"the launcher has started {started}. Leave both out, and all of them are used, or "
+            "have it start as many"
+        )
     if name != "single_device" and started != world:
         raise ValueError(
             f"devices={probe.num_devices} and num_nodes={probe.num_nodes} make {world} "

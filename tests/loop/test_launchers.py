@@ -302,6 +302,14 @@ def test_launcher_says_which_process_this_is(told):
     assert (flags["devices"], flags["num_nodes"]) == (2, 2)
 
 
+@pytest.mark.parametrize("told", [SLURM], indirect=True)
+def test_lightning_saves_nothing_of_its_own_at_a_signal_of_slurm(told):
+    """Its `hpc_ckpt_1.ckpt` was loaded by each later run, which made 9 updates of 8."""
+    flags = {"accelerator": "cpu"}
+    spread(flags, {"timeout": 60})
+    assert [each.auto_requeue for each in flags["plugins"]] == [False]
+
+
 @pytest.mark.parametrize("told", [TORCH, SLURM], indirect=True, ids=["torch", "slurm"])
 @pytest.mark.parametrize("given", [{"devices": 1}, {"devices": 4}, {"num_nodes": 1}])
 def test_count_of_the_launcher_must_fit(told, given):
