@@ -309,7 +309,7 @@ class TaskModule(L.LightningModule):
     def _update(self, problem: str | None, number: int) -> float:
         """Step; without a gradient, which moves no weight, if there is a problem with it."""
         optimizer = cast(LightningOptimizer, self.optimizers())
-        schedule = cast(LRScheduler, self.lr_schedulers())
+        schedule = cast("LRScheduler | None", self.lr_schedulers())
         if problem is not None and self.nonfinite == "stop":
             raise ValueError(
                 f"Update {number} would destroy the weights: {problem}. Lower learning_rate or "
@@ -326,7 +326,7 @@ class TaskModule(L.LightningModule):
             self.tell("on_optimizer_step")
         rate = optimizer.param_groups[0]["lr"]
         skipped = getattr(self.trainer.precision_plugin, "skipped", False)
-        if not (skipped or isinstance(schedule, FOLLOWS_EVALUATIONS)):
+        if not (skipped or schedule is None or isinstance(schedule, FOLLOWS_EVALUATIONS)):
             schedule.step()
         optimizer.zero_grad()
         return rate

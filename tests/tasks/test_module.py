@@ -1,0 +1,46 @@
+"""The tasks under a plain Lightning Trainer, as others use them and build on them."""
+
+import lightning.pytorch as L
+import pytest
+import torch
+
+from hflit.arguments import Arguments
+from hflit.data import data_module
+from hflit.tasks import TASKS
+from tests.tasks.tiny import make, rows
+
+
+def plain(task, kind=None, **arguments):
+    """A task, or a class built on it, and its data."""
+    kind = kind or TASKS[task]
+    model, tokenizer = make(task, 0)
+    args = Arguments(use_cpu=True, learning_rate=1e-2, **arguments)
+    stride = {"stride": 8} if task == "question-answering" else {}
+    tokenization = kind.tokenization(
+        tokenizer, maxlength=32, **kind.tokenization_settings, **stride
+    )
+    data = data_module(rows(task), rows(task), tokenization=tokenization, args=args, cache=False)
+    return kind(model.train(), args), data
+
+
+def trainer(**flags):
+    given = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    return L.Trainer(**(given | quiet | flags))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_takes_an_optimizer_without_a_schedule(task):
+    class Plain(TASKS[task]):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.model.parameters(), lr=0.5)
+
+        def training_step(self, window, batch_idx):
+            update = super().training_step(window, batch_idx)
+            self.log("rate", update["learning_rate"])
+            return update
+
+    module, data = plain(task, Plain)
+    run = trainer(max_steps=2)
+    run.fit(module, data)
+    assert (run.global_step, run.logged_metrics["rate"]) == (2, 0.5)
