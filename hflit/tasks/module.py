@@ -186,7 +186,8 @@ class TaskModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Shard the model, where the strategy asks for it."""
-        if self.shards is None:  # Lightning asks more than once
+        # Lightning asks more than once, and load_from_checkpoint without a trainer.
+        if self.shards is None and self._trainer is not None:
             self.shards = Shards(self, getattr(self.args, "shard_names", None))
 
     def on_fit_start(self) -> None:

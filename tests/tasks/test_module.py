@@ -44,3 +44,16 @@ def test_takes_an_optimizer_without_a_schedule(task):
     run = trainer(max_steps=2)
     run.fit(module, data)
     assert (run.global_step, run.logged_metrics["rate"]) == (2, 0.5)
+
+
+def test_loads_from_a_checkpoint_of_lightning(tmp_path):
+    module, data = plain("text-classification")
+    run = trainer(max_steps=2)
+    run.fit(module, data)
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    model, _ = make("text-classification", 1)
+    loaded = type(module).load_from_checkpoint(
+        tmp_path / "last.ckpt", model=model, args=module.args
+    )
+    for name, weight in module.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight), name
