@@ -81,6 +81,10 @@ def heads_left_out(task: TaskModule) -> bool:
     """Whether a task's loss is computed without all its logits, see `chunked_loss`."""
     if not task.chunks_loss or task.args.torch_compile or isinstance(task.model, FSDPModule):
         return False
+    kind = type(task)
+    chunked = next(each for each in kind.__mro__ if "chunks_loss" in vars(each))
+    if any(getattr(kind, of) is not getattr(chunked, of) for of in ("summed_loss", "distance")):
+        return False  # a class built on the task, with a loss of its own
     if getattr(inner_model(task.model).config, "output_router_logits", False):
         return False  # with a loss of its own for its experts
     config = text_config(inner_model(task.model).config)

@@ -29,6 +29,17 @@ def trainer(**flags):
     return L.Trainer(**(given | quiet | flags))
 
 
+class Updates(L.Callback):
+    """Notes the windows and what their updates gave."""
+
+    def __init__(self):
+        self.windows, self.updates = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.windows.append([micro["input_ids"].tolist() for micro in batch])
+        self.updates.append(outputs)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_takes_an_optimizer_without_a_schedule(task):
     class Plain(TASKS[task]):
@@ -57,3 +68,21 @@ def test_loads_from_a_checkpoint_of_lightning(tmp_path):
     )
     for name, weight in module.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight), name
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_trains_the_loss_of_a_class_built_on_a_task(task):
+    """A doubled loss has twice the gradient, to the rounding of another order of sums."""
+
+    class Doubled(TASKS[task]):
+        def summed_loss(self, outputs, batch):
+            return 2 * super().summed_loss(outputs, batch)
+
+    norms = []
+    for kind in (TASKS[task], Doubled):
+        torch.manual_seed(0)  # token-detection samples
+        module, data = plain(task, kind)
+        seen = Updates()
+        trainer(max_steps=1, callbacks=[seen]).fit(module, data)
+        norms.append(seen.updates[0]["grad_norm"])
+    torch.testing.assert_close(norms[1], 2 * norms[0], rtol=1e-5, atol=0)
