@@ -152,6 +152,17 @@ class DataModule(L.LightningDataModule):
         if self.args.train_sampling_strategy in GROUPED or needs_lengths:
             self._measure(split)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch in which Lightning's own checkpoint goes on, and the windows of it to skip."""
+        loop: Any = cast(L.Trainer, self.trainer).fit_loop
+        epoch, batches = loop.epoch_progress.current.ready, loop.epoch_loop.batch_progress
+        ends = batches.is_last_batch or not epoch
+        return {"start": (epoch, 0) if ends else (epoch - 1, batches.current.processed)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on there."""
+        self.start = state["start"]
+
     def train_dataloader(self) -> WindowLoader:
         """Windows of micro-batches, in the order that `train_sampling_strategy` names."""
         args = self.args
@@ -190,7 +201,9 @@ class DataModule(L.LightningDataModule):
             worker_init_fn=_worker_start(args) if args.dataloader_num_workers else None,
             **order,
         )
-        return WindowLoader(loader, args.gradient_accumulation_steps, self.start, deal)
+        # Later than where a run went on, where Lightning is to reload the data in between.
+        start = max(self.start, (getattr(self.trainer, "current_epoch", 0), 0))
+        return WindowLoader(loader, args.gradient_accumulation_steps, start, deal)
 
     def val_dataloader(self) -> Any:
         """Batches of the validation rows, in their order; no loader without such rows."""

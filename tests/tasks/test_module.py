@@ -86,3 +86,26 @@ def test_trains_the_loss_of_a_class_built_on_a_task(task):
         trainer(max_steps=1, callbacks=[seen]).fit(module, data)
         norms.append(seen.updates[0]["grad_norm"])
     torch.testing.assert_close(norms[1], 2 * norms[0], rtol=1e-5, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization")
+@pytest.mark.parametrize("flags", [{}, {"reload_dataloaders_every_n_epochs": 1}], ids=str)
+@pytest.mark.parametrize("step", [3, 4, 6])
+def test_goes_on_from_a_checkpoint_of_lightning(tmp_path, step, flags):
+    """With 24 rows there are 4 windows of 3 micro-batches an epoch."""
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}
+    saves = L.callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    flags = {"max_epochs": 3, "enable_checkpointing": True, **flags}
+    whole, rest = Updates(), Updates()
+    module, data = plain("language-modeling", **settings)
+    data.tokenization.merge = None
+    trainer(callbacks=[whole, saves], **flags).fit(module, data)
+    resumed, data = plain("language-modeling", **settings)
+    data.tokenization.merge = None
+    unsaved = L.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=0)
+    run = trainer(callbacks=[rest, unsaved], **flags)
+    run.fit(resumed, data, ckpt_path=tmp_path / f"step={step}.ckpt")
+    assert len(whole.windows) == 12
+    assert rest.windows == whole.windows[step:]
+    for name, weight in module.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], weight), name
