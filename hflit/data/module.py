@@ -168,6 +168,8 @@ class DataModule(L.LightningDataModule):
         args = self.args
         seed = args.seed if args.data_seed is None else args.data_seed
         strategy, lengths = args.train_sampling_strategy, self.lengths.get("train", [])
+        if getattr(self.trainer, "overfit_batches", 0):  # the same rows in each epoch
+            strategy = "sequential"
         windows = args.per_device_train_batch_size * args.gradient_accumulation_steps
         order: dict[str, Any] = {}
         if self.max_tokens_per_batch is not None:

@@ -109,3 +109,11 @@ def test_goes_on_from_a_checkpoint_of_lightning(tmp_path, step, flags):
     assert rest.windows == whole.windows[step:]
     for name, weight in module.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], weight), name
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
+def test_overfits_the_same_rows():
+    module, data = plain("text-classification", per_device_train_batch_size=2)
+    seen = Updates()
+    trainer(max_epochs=2, overfit_batches=2, callbacks=[seen]).fit(module, data)
+    assert seen.windows[2:] == seen.windows[:2]
