@@ -253,9 +253,9 @@ class TaskModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log `eval_loss`, for those who run a plain Lightning Trainer."""
-        loss = self.evaluate_batch(batch).loss
-        rows = len(batch["input_ids"])
-        self.log("eval_loss", loss, batch_size=rows, sync_dist=True, prog_bar=True)
+        result = self.evaluate_batch(batch)
+        weight = int(torch.as_tensor(result.items).max())  # token-detection: of all its tokens
+        self.log("eval_loss", result.loss, batch_size=weight, sync_dist=True, prog_bar=True)
 
     @torch.no_grad()
     def evaluate_batch(self, batch: Batch) -> Evaluated:

@@ -6,6 +6,7 @@ import torch
 
 from hflit.arguments import Arguments
 from hflit.data import data_module
+from hflit.loop.evaluation import evaluate
 from hflit.tasks import TASKS
 from tests.tasks.tiny import make, rows
 
@@ -117,3 +118,12 @@ def test_overfits_the_same_rows():
     seen = Updates()
     trainer(max_epochs=2, overfit_batches=2, callbacks=[seen]).fit(module, data)
     assert seen.windows[2:] == seen.windows[:2]
+
+
+@pytest.mark.parametrize("task", sorted(TASKS.keys() - {"token-detection"}))
+def test_eval_loss_is_the_mean_over_all_items(task):
+    """However they share batches; token-detection has two kinds of items, and samples."""
+    module, data = plain(task, per_device_eval_batch_size=5)
+    (figures,) = trainer().validate(module, data, verbose=False)
+    expected = evaluate(module, data, module.args)["eval_loss"]
+    assert figures["eval_loss"] == pytest.approx(expected, rel=1e-6)
