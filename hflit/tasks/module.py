@@ -190,6 +190,15 @@ class TaskModule(L.LightningModule):
         if self.shards is None and self._trainer is not None:
             self.shards = Shards(self, getattr(self.args, "shard_names", None))
 
+    def setup(self, stage: str) -> None:
+        """Refuse processes of which the arguments, that deal the rows, do not know."""
+        started, known = self.trainer.world_size, self.args.world_size
+        if started != known:
+            raise ValueError(
+                f"{started} processes run, and the arguments know of {known}: they would share no "
+                "rows. Tell them with args.set_ranks(...), or let HFTrainer start the processes."
+            )
+
     def on_fit_start(self) -> None:
         """Put the teacher beside the model, ready to answer."""
         if self.distillation is not None:

@@ -127,3 +127,10 @@ def test_eval_loss_is_the_mean_over_all_items(task):
     (figures,) = trainer().validate(module, data, verbose=False)
     expected = evaluate(module, data, module.args)["eval_loss"]
     assert figures["eval_loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_refuses_processes_that_the_arguments_do_not_know():
+    module, data = plain("text-classification")
+    module.args.set_ranks(2, 0, 0)
+    with pytest.raises(ValueError, match="1 processes run, and the arguments know of 2"):
+        trainer(max_steps=1).fit(module, data)
