@@ -211,6 +211,17 @@ PRECISIONS = (
 )
 SHORT_PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "64": "64-true"}
 
+# What the trainers of transformers and Lightning call it -> what the call does.
+OF_TRAINERS = {
+    "compute_metrics": "metrics",
+    "train_dataset": "train",
+    "eval_dataset": "validation",
+    "teacher_model": "teacher",
+    "peft_config": "lora",
+    "quantization_config": "quantize",
+    "ckpt_path": "checkpoint",
+}
+
 
 # Lightning's callbacks that would do nothing or something else here -> what to do instead.
 REFUSED_CALLBACKS = {
@@ -379,7 +390,8 @@ def _trainer_flags(
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(name, sorted(known), n=1)
+    there = OF_TRAINERS.get(name)
+    nearest = [there] if there else difflib.get_close_matches(name, sorted(known), n=1)
     return f"Unknown argument {name!r}." + (f" Did you mean {nearest[0]!r}?" if nearest else "")
 
 

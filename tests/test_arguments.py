@@ -403,6 +403,11 @@ def test_retired_and_new_name_must_agree():
 # Unknown names
 
 
+def test_names_of_other_trainers_are_answered_with_those_of_the_call():
+    with pytest.raises(TypeError, match="'compute_metrics'. Did you mean 'metrics'"):
+        parse({"compute_metrics": print}, also=["metrics"])
+
+
 def test_unknown_names_are_answered_with_the_nearest():
     with pytest.raises(TypeError) as caught:
         parse({"learning_rat": 1, "warmup_ration": 0.1, "profilr": "simple", "zzzz": 1})
