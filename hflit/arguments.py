@@ -211,8 +211,15 @@ PRECISIONS = (
 )
 SHORT_PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "64": "64-true"}
 
-# What the trainers of transformers and Lightning call it -> what the call does.
-OF_TRAINERS = {
+# What others call it -> its name here.
+MEANT = {
+    **dict.fromkeys(("epochs", "num_epochs"), "num_train_epochs"),
+    **dict.fromkeys(("batch_size", "train_batch_size"), "per_device_train_batch_size"),
+    "eval_batch_size": "per_device_eval_batch_size",
+    "lr": "learning_rate",
+    "optimizers": "optim",
+    "model": "base",
+    "max_length": "maxlength",
     "compute_metrics": "metrics",
     "train_dataset": "train",
     "eval_dataset": "validation",
@@ -390,8 +397,7 @@ def _trainer_flags(
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:
-    there = OF_TRAINERS.get(name)
-    nearest = [there] if there else difflib.get_close_matches(name, sorted(known), n=1)
+    nearest = difflib.get_close_matches(MEANT.get(name, name), sorted(known), n=1)
     return f"Unknown argument {name!r}." + (f" Did you mean {nearest[0]!r}?" if nearest else "")
 
 

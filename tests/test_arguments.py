@@ -403,9 +403,18 @@ def test_retired_and_new_name_must_agree():
 # Unknown names
 
 
-def test_names_of_other_trainers_are_answered_with_those_of_the_call():
-    with pytest.raises(TypeError, match="'compute_metrics'. Did you mean 'metrics'"):
-        parse({"compute_metrics": print}, also=["metrics"])
+@pytest.mark.parametrize(
+    ("name", "here"),
+    [
+        ("compute_metrics", "metrics"),
+        ("lr", "learning_rate"),
+        ("epochs", "num_train_epochs"),  # once min_epochs, which is refused
+        ("batch_size", "per_device_train_batch_size"),
+    ],
+)
+def test_what_others_call_it_is_answered_with_its_name_here(name, here):
+    with pytest.raises(TypeError, match=f"'{name}'. Did you mean '{here}'"):
+        parse({name: 1}, also=["metrics"])
 
 
 def test_unknown_names_are_answered_with_the_nearest():

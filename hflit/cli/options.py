@@ -24,7 +24,7 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser, Namespace
 from transformers import TrainerCallback
 
-from hflit.arguments import DEFAULTS, FIELDS, Arguments, expanded
+from hflit.arguments import DEFAULTS, FIELDS, MEANT, Arguments, expanded
 from hflit.data.files import public
 from hflit.fields import DROPPED, GONE, REFUSED, RENAMED
 from hflit.pipeline import HFTrainer
@@ -306,7 +306,8 @@ def _told(parser: ArgumentParser, error: argparse.ArgumentError) -> str:
     )
     if unknown:
         name = unknown[1] or unknown[2]
-        nearest = [each for each in known if each.split(".")[-1] == name.split(".")[-1]]
+        last = name.split(".")[-1]
+        nearest = [each for each in known if each.split(".")[-1] == MEANT.get(last, last)]
         nearest = nearest or difflib.get_close_matches(name, known, n=1)
         return f"Unknown option --{name}." + (f" Did you mean --{nearest[0]}?" if nearest else "")
     key = re.search(r'Parser key "([\w.]+)":\s*(.*)', text)

@@ -74,6 +74,7 @@ def test_a_part_of_a_name_is_no_name(read, tmp_path):
     """Once it was taken for the option, and --conf for a file that wins over all."""
     for words, advice in (
         (("--args.learning_rat=1e-3",), "Did you mean --args.learning_rate?"),
+        (("--args.lr", "1"), "Did you mean --args.learning_rate?"),
         (("--conf", "run.yaml"), "Unknown option --conf"),
         (("--trainer.max_steps", "1"), "Did you mean --args.max_steps?"),
     ):
