@@ -198,7 +198,7 @@ class HFTrainer:
                 if merge_adapter:
                     model = request.task_class.each_model(model, merged)
                 model.eval()
-                facts = run_facts(HFTrainer.__call__, given, args, plan.data, arguments.seed)
+                facts = run_facts(HFTrainer.__call__, given, args, plan.data, arguments)
                 self.saved = Saved(task, model, tokenizer, facts)
                 if arguments.should_save:
                     folder = arguments.output_dir or ""

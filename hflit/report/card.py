@@ -136,7 +136,9 @@ def _training(folder: Path, facts: dict[str, Any]) -> str:
         lines += ["```", "hflit fit --config config.yaml", "```", "", "which is, in Python:", ""]
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     lines += ["```python", python_call(facts), "```", ""]
-    lines += [f"Seed {facts['seed']}. All arguments are in `training_args.json`.", ""]
+    # A launcher's processes stand in no argument.
+    spread = f", {facts['processes']} processes" if facts["processes"] > 1 else ""
+    lines += [f"Seed {facts['seed']}{spread}. All arguments are in `training_args.json`.", ""]
     return "\n".join([*lines, f"Versions: {versions}."])
 
 

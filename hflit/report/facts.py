@@ -31,7 +31,7 @@ def run_facts(
     given: Mapping[str, Any],
     keywords: Mapping[str, Any],
     data: DataModule,
-    seed: int,
+    args: TrainingArguments,
 ) -> dict[str, Any]:
     """What a run was given, and by what it can be told from others.
 
@@ -40,7 +40,7 @@ def run_facts(
         given: Its named arguments.
         keywords: Its further keywords.
         data: The rows it read.
-        seed: Of its random numbers.
+        args: Its arguments, which know the processes.
 
     Returns:
         Among others `call`, what was given, and `objects`: those of it that no text stands for,
@@ -72,7 +72,8 @@ def run_facts(
         "maxlength": tokenization.maxlength,
         **{name: getattr(tokenization, name, given[name]) for name in KEPT},
         **own,
-        "seed": seed,
+        "seed": args.seed,
+        "processes": args.world_size,
         "fingerprint": data.digest(),
         "call": typed,
         "objects": {name: _place(asked[name]) for name in typed if _has_words(typed[name])},

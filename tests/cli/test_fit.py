@@ -294,6 +294,7 @@ def test_processes_that_the_program_starts_end_in_figures(base, program):
     status, out, err = program("fit", *words, "--trainer.strategy", "ddp_fork")
     assert status == 0, err
     assert "After 1 updates" in out
+    assert "Seed 42, 2 processes." in Path("out/README.md").read_text()
 
 
 @pytest.mark.timeout(100)
