@@ -36,7 +36,7 @@ from transformers import (
     set_seed,
 )
 
-from benchmarks.machine import arguments, machine, minilm, read, table
+from benchmarks.machine import arguments, columns_of, machine, minilm, read, table
 from hflit import HFTrainer
 from hflit.arguments import parse
 from hflit.data import DataModule
@@ -229,18 +229,6 @@ def described(task: str, base: tuple[Any, Any], data: DataModule) -> str:
         f"tokens each; batch {settings['per_device_train_batch_size']}, learning rate "
         f"{settings['learning_rate']:.0e}, {len(RUNS[task]['seeds'])} seed(s)."
     )
-
-
-def columns_of(seeds: list[list[dict[str, float]]], metric: str) -> list[str]:
-    """A figure at each evaluation: the mean over the seeds and, of several, the range."""
-    cells = []
-    for evaluations in zip(*seeds, strict=True):
-        values = [figures[metric] for figures in evaluations]
-        cell = f"{sum(values) / len(values):.4g}"
-        cells.append(
-            f"{cell} ({min(values):.4g} to {max(values):.4g})" if len(values) > 1 else cell
-        )
-    return cells
 
 
 def main() -> None:

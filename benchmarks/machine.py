@@ -53,6 +53,18 @@ def machine() -> str:
     return f"{named}, {threads} threads, {packages}"
 
 
+def columns_of(seeds: list[list[dict[str, float]]], metric: str) -> list[str]:
+    """A figure at each evaluation: the mean over the seeds and, of several, the range."""
+    cells = []
+    for evaluations in zip(*seeds, strict=True):
+        values = [figures[metric] for figures in evaluations]
+        cell = f"{sum(values) / len(values):.4g}"
+        cells.append(
+            f"{cell} ({min(values):.4g} to {max(values):.4g})" if len(values) > 1 else cell
+        )
+    return cells
+
+
 def table(header: list[str], rows: list[list[str]]) -> str:
     """Rows as a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
