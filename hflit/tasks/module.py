@@ -97,8 +97,8 @@ class TaskModule(L.LightningModule):
         self.forward_cost = forward_cost(model, args.device)
         # Label smoothing takes the place of a model's loss, as in transformers.
         self.has_own_loss = not args.label_smoothing_factor and brings_own_loss(model)
-        # Set by the callback bridge, which passes events on to transformers' callbacks.
-        self.tell: Callable[[str], None] = lambda event: None
+        # Set by the callback bridge, which passes events on to transformers' callbacks, and logs.
+        self.tell: Callable[[str], None] | None = None
         # Set by it too: numbers of the rows of a window and of a micro-batch in it.
         self.rows_of: Callable[[int, int], list[int] | None] = lambda window, batch: None
 
@@ -246,7 +246,7 @@ class TaskModule(L.LightningModule):
             losses.append(batch_loss)
             tokens += batch["attention_mask"].sum() * counts(batch)
             if index < len(window) - 1:
-                self.tell("on_substep_end")
+                self._tell("on_substep_end")
         padded = sum(batch["input_ids"].numel() * counts(batch) for batch in window)
         norm, problem = self._gradient_norm(), None
         is_scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
@@ -257,6 +257,9 @@ class TaskModule(L.LightningModule):
             if not torch.isfinite(figure):
                 problem = nonfinite_problem(self.model, norm, losses, where, world)
         rate = self._update(problem, update)
+        if self.tell is None:  # a plain Lightning Trainer
+            figures = {"loss": torch.stack(losses).sum(), "grad_norm": norm}
+            self.log_dict(figures, sync_dist=True, prog_bar=True)
         read = {"tokens": tokens, "padded_tokens": padded, "computed_tokens": computed}
         return {"losses": losses, **read, "grad_norm": norm, "learning_rate": rate}
 
@@ -331,15 +334,19 @@ class TaskModule(L.LightningModule):
             optimizer.zero_grad()
             optimizer.step()  # counted
         else:
-            self.tell("on_pre_optimizer_step")
+            self._tell("on_pre_optimizer_step")
             optimizer.step()
-            self.tell("on_optimizer_step")
+            self._tell("on_optimizer_step")
         rate = optimizer.param_groups[0]["lr"]
         skipped = getattr(self.trainer.precision_plugin, "skipped", False)
         if not (skipped or schedule is None or isinstance(schedule, FOLLOWS_EVALUATIONS)):
             schedule.step()
         optimizer.zero_grad()
         return rate
+
+    def _tell(self, event: str) -> None:
+        if self.tell is not None:
+            self.tell(event)
 
     def _parts(self, batch: Batch) -> list[Batch]:
         return split_by_length(batch, self.forward_cost, self.places)

@@ -1,9 +1,14 @@
 """The tasks under a plain Lightning Trainer, as others use them and build on them."""
 
+import csv
+from pathlib import Path
+
 import lightning.pytorch as L
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
+from hflit import HFTrainer
 from hflit.arguments import Arguments
 from hflit.data import data_module
 from hflit.loop.evaluation import evaluate
@@ -127,6 +132,25 @@ def test_eval_loss_is_the_mean_over_all_items(task):
     (figures,) = trainer().validate(module, data, verbose=False)
     expected = evaluate(module, data, module.args)["eval_loss"]
     assert figures["eval_loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_logs_what_the_call_logs(tmp_path):
+    """Once a plain Trainer's log held eval_loss alone."""
+    module, data = plain("text-classification", gradient_accumulation_steps=2)
+    logger = CSVLogger(tmp_path)
+    trainer(max_steps=3, logger=logger, log_every_n_steps=1).fit(module, data)
+    lines = csv.DictReader(Path(logger.log_dir, "metrics.csv").read_text().splitlines())
+    logged = [each for each in lines if each["loss"]]
+
+    ours = HFTrainer()
+    told = {"max_steps": 3, "gradient_accumulation_steps": 2, "logging_steps": 1}
+    base, found = make("text-classification", 0), rows("text-classification")
+    ours(base, found, maxlength=32, use_cpu=True, learning_rate=1e-2, cache=False, **told)
+    history = [each for each in ours.state.log_history if "loss" in each]
+    assert len(logged) == len(history) == 3
+    for each, entry in zip(logged, history, strict=True):
+        for name in ("loss", "grad_norm"):
+            assert float(each[name]) == pytest.approx(entry[name], rel=1e-5)
 
 
 def test_refuses_processes_that_the_arguments_do_not_know():
