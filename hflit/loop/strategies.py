@@ -161,14 +161,15 @@ def _environment(flags: dict[str, Any]) -> ClusterEnvironment | None:
     for plugin in plugins:
         if isinstance(plugin, ClusterEnvironment):
             return plugin
+    found: ClusterEnvironment | None = None
     if os.environ.keys() >= TOLD:
-        flags["plugins"] = [*plugins, TorchElasticEnvironment()]
-        return TorchElasticEnvironment()
-    if SLURMEnvironment.detect():
+        found = TorchElasticEnvironment()
+    elif SLURMEnvironment.detect():
         # At SIGUSR1 Lightning would save a checkpoint of its own, and go on from it ever after.
-        slurm = SLURMEnvironment(auto_requeue=False)
-        flags["plugins"] = [*plugins, slurm]
-        return slurm
+        found = SLURMEnvironment(auto_requeue=False)
+    if found is not None:
+        flags["plugins"] = [*plugins, found]
+        return found
     return LightningEnvironment() if "LOCAL_RANK" in os.environ else None
 
 

@@ -104,8 +104,7 @@ def heads_left_out(task: TaskModule) -> bool:
 
 def summed_by_chunks(task: TaskModule, batch: Batch) -> Tensor:
     """A task's loss, blended with the distance to a teacher, summed over tokens with a label."""
-    seen = slice(None, -1) if task.predicts_next else slice(None)
-    labels = batch["labels"][:, 1:] if task.predicts_next else batch["labels"]
+    labels = batch["labels"][:, task.labelled]
     learned = labels != IGNORE_INDEX
     labels = labels[learned]
     with head_left_out(task.model) as student:
@@ -114,7 +113,7 @@ def summed_by_chunks(task: TaskModule, batch: Batch) -> Tensor:
     if school is not None:
         with torch.no_grad(), head_left_out(school.teacher) as teacher:
             task.run_model(school.teacher, batch)
-        taught = teacher.hidden[:, seen][learned]  # (tokens, width)
+        taught = teacher.hidden[:, task.compared][learned]  # (tokens, width)
 
     def loss_of(logits: Tensor, part: slice) -> Tensor:
         loss = token_loss(logits, labels[part], smoothing)
@@ -126,7 +125,7 @@ def summed_by_chunks(task: TaskModule, batch: Batch) -> Tensor:
         return (1 - school.alpha) * loss + school.alpha * distance
 
     with task.forward_autocast():
-        return chunked_loss(student.hidden[:, seen][learned], student.head, loss_of)
+        return chunked_loss(student.hidden[:, task.compared][learned], student.head, loss_of)
 
 
 def chunked_loss(

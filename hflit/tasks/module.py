@@ -140,22 +140,17 @@ class TaskModule(L.LightningModule):
 
         By default tokens with a label: these three methods are those of the language tasks.
         """
-        labels = batch["labels"][:, 1:] if self.predicts_next else batch["labels"]
-        return int(labels.ne(IGNORE_INDEX).sum())
+        return int(batch["labels"][:, self.labelled].ne(IGNORE_INDEX).sum())
 
     def summed_loss(self, outputs: dict[str, Any], batch: Batch) -> Tensor:
         """Loss summed over the items of a batch, float32; a vector if it has several parts."""
-        logits, labels = outputs["logits"], batch["labels"]
-        if self.predicts_next:
-            logits, labels = logits[:, :-1], labels[:, 1:]
+        logits, labels = outputs["logits"][:, self.compared], batch["labels"][:, self.labelled]
         return token_loss(logits, labels, self.args.label_smoothing_factor)
 
     def distance(self, outputs: Any, teacher: Any, batch: Batch, temperature: float) -> Tensor:
         """Distance to the teacher's outputs, summed like the loss."""
-        student, taught, labels = outputs["logits"], teacher["logits"], batch["labels"]
-        if self.predicts_next:
-            student, taught, labels = student[:, :-1], taught[:, :-1], labels[:, 1:]
-        return token_distance(student, taught, labels, temperature)
+        student, taught = (each["logits"][:, self.compared] for each in (outputs, teacher))
+        return token_distance(student, taught, batch["labels"][:, self.labelled], temperature)
 
     def metrics(self, rows: Dataset) -> Any:
         """The task's own metrics: an object with `update(outputs, batch)` and `compute()`.
@@ -169,6 +164,16 @@ class TaskModule(L.LightningModule):
     def prepare(self, batch: Batch, model: Any) -> Batch:
         """What a model is given of a batch, where it needs more than the batch holds."""
         return batch
+
+    @property
+    def compared(self) -> slice:
+        """Of the tokens, those whose logits are compared with a label."""
+        return slice(None, -1) if self.predicts_next else slice(None)
+
+    @property
+    def labelled(self) -> slice:
+        """Of the labels, those that they are compared with."""
+        return slice(1, None) if self.predicts_next else slice(None)
 
     # Training.
 
@@ -249,17 +254,17 @@ class TaskModule(L.LightningModule):
                 self._tell("on_substep_end")
         padded = sum(batch["input_ids"].numel() * counts(batch) for batch in window)
         norm, problem = self._gradient_norm(), None
+        window_loss = torch.stack(losses).sum()
         is_scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         if self.nonfinite != "ignore" and not is_scaled:  # a scale finds its size by overflowing
             # The same in all processes.
             world = self.args.world_size
-            figure = norm + total(torch.stack(losses).sum(), world)
+            figure = norm + total(window_loss, world)
             if not torch.isfinite(figure):
                 problem = nonfinite_problem(self.model, norm, losses, where, world)
         rate = self._update(problem, update)
         if self.tell is None:  # a plain Lightning Trainer
-            figures = {"loss": torch.stack(losses).sum(), "grad_norm": norm}
-            self.log_dict(figures, sync_dist=True, prog_bar=True)
+            self.log_dict({"loss": window_loss, "grad_norm": norm}, sync_dist=True, prog_bar=True)
         read = {"tokens": tokens, "padded_tokens": padded, "computed_tokens": computed}
         return {"losses": losses, **read, "grad_norm": norm, "learning_rate": rate}
 
