@@ -218,6 +218,7 @@ def random_states() -> dict[str, Any]:
         "numpy": np.random.get_state(),
         "cpu": torch.random.get_rng_state(),
     }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.random.get_rng_state()
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is not None:
+        states[device.type] = torch.get_device_module(device).get_rng_state()
     return states

@@ -65,7 +65,7 @@ class ForwardPrecision(MixedPrecision):
 def set_precision(flags: dict[str, Any], args: TrainingArguments) -> None:
     """Put the plugin of this file in place of a mixed precision among the flags of a trainer."""
     if flags["precision"] in ("bf16-mixed", "16-mixed"):
-        plugin = ForwardPrecision(flags.pop("precision"), "cpu" if args.use_cpu else "cuda")
+        plugin = ForwardPrecision(flags.pop("precision"), args.device.type)
         flags["plugins"] = [plugin, *listed(flags.get("plugins"))]
 
 

@@ -208,18 +208,19 @@ def split_by_length(batch: Batch, forward_cost: float, places: tuple[str, ...] =
     Returns:
         At least one part, the longest rows first.
     """
-    mask = batch["attention_mask"]
+    most = MOST_COSTS * forward_cost if batch["attention_mask"].device.type == "cpu" else math.inf
+    mask = batch["attention_mask"].cpu()  # an accelerator is waited for once, not for each part
     rows, seq = mask.shape
     lengths = mask.sum(dim=1)
-    most = MOST_COSTS * forward_cost if mask.device.type == "cpu" else math.inf
     if rows == 1 or (int(lengths.min()) == seq and rows * seq <= most):
         return [batch]
     order = torch.argsort(lengths, descending=True, stable=True)
-    cuts = cheapest_cuts(lengths[order].cpu().numpy(), forward_cost, most)
+    cuts = cheapest_cuts(lengths[order].numpy(), forward_cost, most)
     if len(cuts) == 2:  # one part: nothing to gain
         return [batch]
     return [
-        _part(batch, order[start:stop], places) for start, stop in zip(cuts, cuts[1:], strict=False)
+        _part(batch, mask, order[start:stop], places)
+        for start, stop in zip(cuts, cuts[1:], strict=False)
     ]
 
 
@@ -279,8 +280,8 @@ def cheapest_cuts(lengths: np.ndarray, forward_cost: float, most: float = math.i
     return cuts
 
 
-def _part(batch: Batch, rows: Tensor, places: tuple[str, ...]) -> Batch:
-    mask = batch["attention_mask"][rows]
+def _part(batch: Batch, mask: Tensor, rows: Tensor, places: tuple[str, ...]) -> Batch:
+    mask = mask[rows]
     used = mask.any(dim=0).nonzero()
     first, last = int(used[0]), int(used[-1]) + 1
     part = {}

@@ -140,9 +140,10 @@ class SequenceSequence(TaskModule):
         """Cut by the lengths of the sources; the targets of a part have a length of their own."""
         rest = {k: v for k, v in batch.items() if k != "labels"}
         parts = super()._parts({**rest, "row": torch.arange(len(batch["labels"]))})
+        is_used = batch["labels"].cpu().ne(IGNORE_INDEX)
         for part in parts:
-            labels = batch["labels"][part.pop("row")]
-            used = labels.ne(IGNORE_INDEX).any(dim=0).nonzero()
-            longest = int(used[-1]) + 1 if len(used) else labels.shape[1]
-            part["labels"] = labels[:, :longest]
+            rows = part.pop("row")
+            used = is_used[rows].any(dim=0).nonzero()
+            longest = int(used[-1]) + 1 if len(used) else is_used.shape[1]
+            part["labels"] = batch["labels"][rows, :longest]
         return parts
