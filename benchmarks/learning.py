@@ -69,7 +69,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "language-modeling": {
         "data": ("wikitext2",),
         "rows": (2_800, 300),
-        "seeds": (7, 8, 9),
+        "seeds": tuple(range(7, 15)),  # of three, either trainer may be ahead by 7 %
         "call": {"maxlength": 64},
         "settings": {"learning_rate": 2e-3, "per_device_train_batch_size": 32},
     },
