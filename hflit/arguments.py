@@ -64,6 +64,7 @@ class Arguments(transformers.TrainingArguments):
     world_size = 1
     process_index = 0
     local_process_index = 0
+    device_index = 0
     distributed_state = None
 
     def __post_init__(self) -> None:
@@ -81,17 +82,27 @@ class Arguments(transformers.TrainingArguments):
         if self.gradient_accumulation_steps == 1:
             self.gradient_accumulation_steps = counted.get("num_steps", 1)
 
-    def set_ranks(self, world_size: int, process_index: int, local_process_index: int) -> None:
-        """Say how many processes run, and which one this is, of all and on its node."""
+    def set_ranks(
+        self, world_size: int, process_index: int, local_process_index: int, device_index: int = 0
+    ) -> None:
+        """Say how many processes run, which one this is, of all and on its node, and where.
+
+        Args:
+            world_size: Processes of the run.
+            process_index: Which one this is, of all.
+            local_process_index: Which one this is, on its node.
+            device_index: Which accelerator of its node it has.
+        """
         self.world_size = world_size
         self.process_index = process_index
         self.local_process_index = local_process_index
+        self.device_index = device_index
 
     @property
     def _setup_devices(self) -> torch.device:  # behind the public `device`
         if self.use_cpu or not torch.accelerator.is_available():
             return torch.device("cpu")
-        return torch.device(self.local_process_index)  # of the accelerator torch finds
+        return torch.device(self.device_index)  # of the accelerator torch finds
 
     @property
     def n_gpu(self) -> int:

@@ -176,7 +176,7 @@ class HFTrainer:
         arguments, processes = request.arguments, request.processes
         if processes.start is not None:
             return self._call_in_processes(processes, given, args)
-        arguments.set_ranks(*processes[:3])
+        arguments.set_ranks(*processes[:4])
         if arguments.should_save:
             clean(Path(arguments.output_dir or ""))
         with process_switched(arguments):

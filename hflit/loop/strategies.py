@@ -59,6 +59,7 @@ class Processes(NamedTuple):
         world: How many there are.
         rank: Which one this is, of all.
         local_rank: Which one this is, on its node.
+        device: Index of its accelerator, on its node.
         here: How many there are on this node.
         start: How this process starts those of its node: spawn, fork or forkserver. None if it is
             one of them, or if Lightning starts the others as copies of this script.
@@ -67,6 +68,7 @@ class Processes(NamedTuple):
     world: int
     rank: int
     local_rank: int
+    device: int
     here: int
     start: str | None
 
@@ -103,11 +105,12 @@ def spread(flags: dict[str, Any], options: dict[str, Any]) -> Processes:
         ) from error
     here, world = probe.num_devices, probe.num_devices * probe.num_nodes
     _check_launcher(environment, name, probe)
+    device = probe.strategy.root_device.index or 0
     if world == 1 or name == "single_device":
         if name == "single_device" and not isinstance(strategy, Strategy):
             strategy = SingleDeviceStrategy(probe.strategy.root_device)  # of however many
         flags["strategy"] = strategy if isinstance(strategy, Strategy) else "auto"
-        return Processes(1, 0, 0, 1, None)
+        return Processes(1, 0, 0, device, 1, None)
 
     start = STARTS.get(name, "popen")
     if isinstance(strategy, DDPStrategy):
@@ -121,7 +124,7 @@ def spread(flags: dict[str, Any], options: dict[str, Any]) -> Processes:
             f"strategy={strategy!r} starts this script once more for each process, and here is no "
             "script. Use strategy='ddp_notebook'."
         )
-    processes = Processes(world, probe.global_rank, probe.local_rank, here, start)
+    processes = Processes(world, probe.global_rank, probe.local_rank, device, here, start)
     if start != "popen" and not is_started:
         if start == "fork" and torch.cuda.is_initialized():
             raise RuntimeError(

@@ -13,10 +13,13 @@ from pathlib import Path
 import lightning.pytorch as L
 import psutil
 import pytest
+import torch
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from lightning.pytorch.accelerators import CPUAccelerator
 from transformers import TrainerCallback
 
 from hflit import HFTrainer
+from hflit.arguments import Arguments
 from hflit.loop.strategies import spread
 from tests.loop.test_strategies import SHORT, fit
 
@@ -298,8 +301,30 @@ def told(request, monkeypatch):
 def test_launcher_says_which_process_this_is(told):
     flags = {"accelerator": "cpu"}
     processes = spread(flags, {"timeout": 60})
-    assert processes == (4, 3, 1, 2, None)
+    assert processes == (4, 3, 1, 0, 2, None)
     assert (flags["devices"], flags["num_nodes"]) == (2, 2)
+
+
+class Accelerators(CPUAccelerator):
+    """Four, of which a call may choose."""
+
+    @staticmethod
+    def parse_devices(devices):
+        return devices
+
+    @staticmethod
+    def get_parallel_devices(devices):
+        return [torch.device("cuda", index) for index in devices]
+
+
+def test_device_is_the_one_that_was_chosen():
+    """Quantized weights were loaded onto the first, whichever was to train."""
+    flags = {"accelerator": Accelerators(), "devices": [3, 1]}
+    processes = spread(flags, {"timeout": 60})
+    assert processes == (2, 0, 0, 3, 2, None)
+    args = Arguments()
+    args.set_ranks(*processes[:4])
+    assert args.device_index == 3
 
 
 @pytest.mark.parametrize("told", [SLURM], indirect=True)
@@ -335,7 +360,7 @@ def test_copies_of_a_script_do_not_each_train_alone(monkeypatch):
     alone = {"accelerator": "cpu", "strategy": "single_device"}
     assert spread(alone, {"timeout": 60}).world == 1
     both = {"accelerator": "cpu", "strategy": "ddp", "devices": 2}
-    assert spread(both, {"timeout": 60})[:4] == (2, 1, 1, 2)
+    assert spread(both, {"timeout": 60})[:5] == (2, 1, 1, 0, 2)
 
 
 def test_process_that_used_cuda_is_not_copied(monkeypatch):
