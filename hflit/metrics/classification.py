@@ -108,7 +108,7 @@ class _Matthews(MulticlassMatthewsCorrCoef):
 
     def compute(self) -> Tensor:
         """From the counts of labels by predictions (Gorodkin 2004)."""
-        counts: Tensor = self.confmat.double()
+        counts: Tensor = self.confmat.cpu().double()  # MPS holds no float64
         rows, labels, predicted = counts.sum(), counts.sum(dim=1), counts.sum(dim=0)
         spread = (rows**2 - predicted @ predicted) * (rows**2 - labels @ labels)
         shared = counts.trace() * rows - labels @ predicted

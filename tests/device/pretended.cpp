@@ -1,6 +1,6 @@
 // An accelerator pretended in the memory of the host. Its tensors are of a device of their own:
 // torch computes on them what it computes on the CPU, but refuses, as CUDA does, to compute with
-// one of the host's beside them.
+// one of the host's beside them; and as Apple's MPS does, to hold a float64.
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/autocast_mode.h>
@@ -100,17 +100,22 @@ void compute(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 
 at::Scalar item(const Tensor& tensor) { return of_host(tensor).item(); }
 
+at::ScalarType held(std::optional<at::ScalarType> dtype) {
+  const auto type = c10::dtype_or_default(dtype);
+  TORCH_CHECK(type != at::kDouble, "This device holds no float64.");
+  return type;
+}
+
 Tensor empty(c10::IntArrayRef size, std::optional<at::ScalarType> dtype,
              std::optional<at::Layout>, std::optional<at::Device>, std::optional<bool>,
              std::optional<at::MemoryFormat> format) {
-  return at::detail::empty_generic(size, &allocator, KEYS, c10::dtype_or_default(dtype), format);
+  return at::detail::empty_generic(size, &allocator, KEYS, held(dtype), format);
 }
 
 Tensor empty_strided(c10::IntArrayRef size, c10::IntArrayRef stride,
                      std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
                      std::optional<at::Device>, std::optional<bool>) {
-  return at::detail::empty_strided_generic(size, stride, &allocator, KEYS,
-                                           c10::dtype_or_default(dtype));
+  return at::detail::empty_strided_generic(size, stride, &allocator, KEYS, held(dtype));
 }
 
 // Attention without a kernel of its own.

@@ -12,6 +12,7 @@ import traceback
 import types
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from lightning.pytorch.accelerators import Accelerator
@@ -22,9 +23,15 @@ from hflit.tasks import TASKS, module
 from tests.tasks.tiny import make, rows
 
 NAME = "pretended"
+LABELS = {
+    "regression": [0.5, 2.0, 3.5],
+    "multi_label_classification": [[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]],
+}
 RUNS = {
     **{task: {"task": task, "metrics": "auto"} for task in TASKS},
     "question-answering": {"task": "question-answering", "metrics": "auto", "stride": 8},
+    "regression": {"metrics": "auto", "problem": "regression"},
+    "several labels": {"metrics": "auto", "problem": "multi_label_classification"},
     "bf16": {"precision": "bf16-mixed"},
     "accumulation": {"gradient_accumulation_steps": 2, "max_grad_norm": 0.1},
     "lora": {"lora": {"lora_dropout": 0.0}, "task": "language-generation"},
@@ -104,7 +111,14 @@ def run(call: dict, **where) -> tuple[list[dict], list[str], HFTrainer]:
     """Train: the log without times, where weights and batches lay, and the trainer."""
     call = {"task": "text-classification", "num_train_epochs": 2, **call}
     task = call["task"]
-    base = "language-modeling" if task == "token-detection" else task  # makes a pair of it
+    base, data = (
+        make("language-modeling" if task == "token-detection" else task, seed=0),
+        rows(task),
+    )
+    if problem := call.pop("problem", None):
+        labels = LABELS[problem]
+        base = make(task, 0, labels=len(np.atleast_1d(labels[0])), problem=problem)
+        data = [{**row, "label": labels[i % 3]} for i, row in enumerate(data)]
     if "teacher" in call:
         call["teacher"] = make(call["teacher"], seed=1)
     devices = set()
@@ -119,7 +133,7 @@ def run(call: dict, **where) -> tuple[list[dict], list[str], HFTrainer]:
     TASKS[task].training_step = watched
     try:
         trainer(
-            make(base, seed=0), rows(task), rows(task)[:10], eval_strategy="epoch",
+            base, data, data[:10], eval_strategy="epoch",
             logging_steps=1, enable_progress_bar=False, cache=False, **call, **where,
         )  # fmt: skip
     finally:

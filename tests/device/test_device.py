@@ -16,6 +16,9 @@ from torch.utils.cpp_extension import TORCH_LIB_PATH, include_paths
 from tests.device.pretended import NAME, RUNS
 
 HERE = Path(__file__).parent
+# In bfloat16, of 8 bits, another order of a sum moves the last one; and a correlation of
+# predictions that are nearly one another's equal follows their last bits.
+COARSE = {"bf16": 2e-3, "regression": 5e-4}
 COMPILER = shutil.which("g++") or shutil.which("c++")
 
 pytestmark = [
@@ -52,15 +55,14 @@ def test_a_tensor_of_the_host_is_refused(told):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_losses_are_those_of_the_cpu(told, name):
-    """sequence-sequence failed: rows of a part were looked up in the host by the device's."""
+    """sequence-sequence looked up rows of the host by the device's; a figure was of float64."""
     run = told[name]
     assert "failed" not in run, run["failed"]
     assert set(run["devices"]) == {NAME}
     assert run["guesses"] == 3
     assert len(run["there"]) == len(run["here"]) >= 5
     for there, here in zip(run["there"], run["here"], strict=True):
-        # In bfloat16, of 8 bits, another order of a sum moves the last one.
-        assert there == pytest.approx(here, rel=2e-3 if name == "bf16" else 1e-5)
+        assert there == pytest.approx(here, rel=COARSE.get(name, 1e-5))
 
 
 def test_a_run_goes_on_as_if_it_had_not_stopped(told):
