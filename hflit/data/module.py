@@ -8,6 +8,7 @@ import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import datasets
@@ -200,7 +201,9 @@ class DataModule(L.LightningDataModule):
             "train",
             args.per_device_train_batch_size,
             deal=deal,
-            worker_init_fn=_worker_start(args) if args.dataloader_num_workers else None,
+            worker_init_fn=partial(
+                _start_worker, workers=args.dataloader_num_workers, rank=args.process_index
+            ),
             **order,
         )
         # Later than where a run went on, where Lightning is to reload the data in between.
@@ -346,12 +349,10 @@ def _torch_order(rows: int, world: int) -> Order:
     return lambda epoch: list(RandomSampler(range(rows), generator=generator))
 
 
-def _worker_start(args: TrainingArguments) -> Callable[[int], None]:
-    def start(worker: int) -> None:
-        if hasattr(signal, "alarm"):
-            # SIGTERM often goes to all processes of a run, which ends after its update and needs
-            # data until then.
-            signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LOADING_SECONDS))
-        seed_worker(worker, num_workers=args.dataloader_num_workers, rank=args.process_index)
-
-    return start
+def _start_worker(worker: int, workers: int, rank: int) -> None:
+    """What a process that loads data does first; where none is copied, it gets this by its name."""
+    if hasattr(signal, "alarm"):
+        # SIGTERM often goes to all processes of a run, which ends after its update and needs
+        # data until then.
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LOADING_SECONDS))
+    seed_worker(worker, num_workers=workers, rank=rank)

@@ -1,5 +1,7 @@
 """What every task promises: three formats, one model; saved, it loads back to equal logits."""
 
+import pickle
+
 import datasets
 import pandas as pd
 import pytest
@@ -109,3 +111,18 @@ def test_only_the_weights_of_the_callers_model_change(task):
     assert data == before
     for ours, theirs in zip(trained_model.parameters(), model.parameters(), strict=True):
         assert ours is theirs
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_loading_reaches_processes_that_are_not_copies(task):
+    """A local function could not be sent to those of macOS, Windows and Python 3.14."""
+    options = {"stride": 8} if task == "question-answering" else {}
+    trainer = HFTrainer()
+    trainer(make(task, 0), rows(task), task=task, max_steps=1, dataloader_num_workers=1, **options)
+    loader = trainer.lightning.train_dataloader.batches
+    sent = pickle.loads(pickle.dumps((loader.dataset, loader.collate_fn, loader.worker_init_fn)))
+    numbers = next(iter(loader.batch_sampler))
+    expected = loader.collate_fn(loader.dataset.__getitems__(numbers))
+    batch = sent[1](sent[0].__getitems__(numbers))
+    assert batch.keys() == expected.keys()
+    assert all(torch.equal(batch[name], expected[name]) for name in batch)
