@@ -218,7 +218,7 @@ def random_states() -> dict[str, Any]:
         "numpy": np.random.get_state(),
         "cpu": torch.random.get_rng_state(),
     }
-    device = torch.accelerator.current_accelerator(check_available=True)
-    if device is not None:
+    if torch.accelerator.is_available():
+        device: Any = torch.accelerator.current_accelerator()
         states[device.type] = torch.get_device_module(device).get_rng_state()
     return states

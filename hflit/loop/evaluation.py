@@ -139,7 +139,7 @@ def share_of(batches: int | None, limit: float) -> int | None:
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Draw the same in each evaluation, as token-detection does, and nothing of the training's."""
-    with torch.random.fork_rng([] if device.type == "cpu" else [device]):
+    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
         torch.manual_seed(seed)
         yield
 

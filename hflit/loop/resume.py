@@ -161,9 +161,10 @@ class Checkpoint:
         random.setstate(states["python"])
         np.random.set_state(states["numpy"])
         torch.random.set_rng_state(states["cpu"])
-        device = torch.accelerator.current_accelerator(check_available=True)
-        if device is not None and device.type in states:
-            torch.get_device_module(device).set_rng_state(states[device.type])
+        if torch.accelerator.is_available():
+            device: Any = torch.accelerator.current_accelerator()
+            if device.type in states:
+                torch.get_device_module(device).set_rng_state(states[device.type])
 
     def continued(self, fresh: TrainerState, parity: bool) -> TrainerState:
         """The state to go on with: the one saved, but for what this call decides.
