@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from datetime import timedelta
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 from typing import Any
 
@@ -120,7 +120,7 @@ def _notes(data: DataModule, found: dict[str, Any], args: Arguments) -> list[str
                 notes.append(f"Classes without a {split} row: {', '.join(missing)}.")
     eos = tokenization.tokenizer.eos_token_id
     if hasattr(tokenization, "adds_eos") or "target_maxlength" in tokenization.limits:
-        rows = data.tokens["train"].take(50) if "train" in data.tokens else []
+        rows = islice(data.tokens["train"], 50) if "train" in data.tokens else []
         column = "labels" if "target_maxlength" in tokenization.limits else "input_ids"
         learned = eos is not None and any(eos in row[column] for row in rows)
         notes.append(
@@ -187,7 +187,7 @@ def _samples(data: DataModule) -> list[dict[str, Any]]:
     """Two inputs as the model reads them, in parts that are learned or not, and their labels."""
     decode: Any = data.tokenization.tokenizer.decode
     label_map = getattr(data.tokenization, "map", None)
-    rows = list(data.tokens["train"].take(2))
+    rows = list(islice(data.tokens["train"], 2))
     if getattr(data.tokenization, "masked", False):  # masks are drawn for each batch
         batch = next(iter(data.train_dataloader()))[0]
         pairs = zip(batch["input_ids"].tolist()[:2], batch["labels"].tolist(), strict=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ class TextClassification(TaskModule):
         ]
         if model.config.problem_type != MULTI or not biases:
             return
-        labels = torch.tensor([row["labels"] for row in rows.take(PRIOR_ROWS)])
+        labels = torch.tensor([row["labels"] for row in islice(rows, PRIOR_ROWS)])
         shares = (labels.sum(dim=0) + 0.5) / (len(labels) + 1)  # never 0 or 1
         with torch.no_grad():
             biases[-1].copy_(shares.logit())
