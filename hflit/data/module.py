@@ -350,7 +350,7 @@ def _torch_order(rows: int, world: int) -> Order:
 
 
 def _start_worker(worker: int, workers: int, rank: int) -> None:
-    """What a process that loads data does first; where none is copied, it gets this by its name."""
+    """What a process that loads data does first. It is sent there, so it is no local function."""
     if hasattr(signal, "alarm"):
         # SIGTERM often goes to all processes of a run, which ends after its update and needs
         # data until then.
