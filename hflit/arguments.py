@@ -83,7 +83,11 @@ class Arguments(transformers.TrainingArguments):
             self.gradient_accumulation_steps = counted.get("num_steps", 1)
 
     def set_ranks(
-        self, world_size: int, process_index: int, local_process_index: int, device_index: int = 0
+        self,
+        world_size: int,
+        process_index: int,
+        local_process_index: int,
+        device_index: int | None = None,
     ) -> None:
         """Say how many processes run, which one this is, of all and on its node, and where.
 
@@ -91,12 +95,12 @@ class Arguments(transformers.TrainingArguments):
             world_size: Processes of the run.
             process_index: Which one this is, of all.
             local_process_index: Which one this is, on its node.
-            device_index: Which accelerator of its node it has.
+            device_index: Which accelerator of its node it has; None for that of its number.
         """
         self.world_size = world_size
         self.process_index = process_index
         self.local_process_index = local_process_index
-        self.device_index = device_index
+        self.device_index = local_process_index if device_index is None else device_index
 
     @property
     def _setup_devices(self) -> torch.device:  # behind the public `device`

@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from lightning.pytorch import Callback
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from hflit import HFTrainer
 from hflit.tasks import TASKS, module
+from tests.reference import without_times
 from tests.tasks.tiny import make, rows
 
 NAME = "pretended"
@@ -91,6 +93,17 @@ class Pretended(Accelerator):
         return NAME
 
 
+class Places(Callback):
+    """Where weights and batches lie."""
+
+    def __init__(self):
+        self.found = set()
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        tensors = [value for each in batch for value in each.values()]
+        self.found.update(each.device.type for each in (*tensors, *pl_module.parameters()))
+
+
 def pretend(library: str) -> None:
     """Load the compiled `pretended.cpp`: from here on torch finds an accelerator."""
     torch.ops.load_library(library)
@@ -111,39 +124,21 @@ def run(call: dict, **where) -> tuple[list[dict], list[str], HFTrainer]:
     """Train: the log without times, where weights and batches lay, and the trainer."""
     call = {"task": "text-classification", "num_train_epochs": 2, **call}
     task = call["task"]
-    base, data = (
-        make("language-modeling" if task == "token-detection" else task, seed=0),
-        rows(task),
-    )
+    base = make("language-modeling" if task == "token-detection" else task, seed=0)
+    data = rows(task)
     if problem := call.pop("problem", None):
         labels = LABELS[problem]
         base = make(task, 0, labels=len(np.atleast_1d(labels[0])), problem=problem)
         data = [{**row, "label": labels[i % 3]} for i, row in enumerate(data)]
     if "teacher" in call:
         call["teacher"] = make(call["teacher"], seed=1)
-    devices = set()
-    trainer = HFTrainer()
-    training_step = TASKS[task].training_step
-
-    def watched(self, window, *rest):
-        tensors = [value for batch in window for value in batch.values()]
-        devices.update(each.device.type for each in (*tensors, *self.parameters()))
-        return training_step(self, window, *rest)
-
-    TASKS[task].training_step = watched
-    try:
-        trainer(
-            base, data, data[:10], eval_strategy="epoch",
-            logging_steps=1, enable_progress_bar=False, cache=False, **call, **where,
-        )  # fmt: skip
-    finally:
-        TASKS[task].training_step = training_step
-    timed = ("runtime", "per_second")
-    log = [
-        {name: value for name, value in entry.items() if not name.endswith(timed)}
-        for entry in trainer.state.log_history
-    ]
-    return log, sorted(devices), trainer
+    trainer, places = HFTrainer(), Places()
+    trainer(
+        base, data, data[:10], eval_strategy="epoch", logging_steps=1, enable_progress_bar=False,
+        cache=False, callbacks=[places], **call, **where,
+    )  # fmt: skip
+    log = [without_times(entry) for entry in trainer.state.log_history]
+    return log, sorted(places.found), trainer
 
 
 def mixing() -> str:

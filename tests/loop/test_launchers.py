@@ -325,6 +325,8 @@ def test_device_is_the_one_that_was_chosen():
     args = Arguments()
     args.set_ranks(*processes[:4])
     assert args.device_index == 3
+    args.set_ranks(4, 3, 1)
+    assert args.device_index == 1  # as before, where nobody says
 
 
 @pytest.mark.parametrize("told", [SLURM], indirect=True)
