@@ -99,7 +99,7 @@ def _weight_files(name: str) -> list[str]:
     if whole := _cached(name, WEIGHTS):
         return [whole]
     index = _cached(name, f"{WEIGHTS}.index.json")
-    shards = json.loads(Path(index).read_text())["weight_map"].values() if index else []
+    shards = json.loads(Path(index).read_bytes())["weight_map"].values() if index else []
     return [file for each in sorted(set(shards)) if (file := _cached(name, each))]
 
 

@@ -317,7 +317,7 @@ def _read(name: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value if value.startswith("{") else Path(value).read_text())
+        return json.loads(value if value.startswith("{") else Path(value).read_bytes())
     except json.JSONDecodeError as error:
         raise ValueError(f"{name}={value!r} is no JSON: {error}.") from None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import builtins
 import difflib
+import io
 import os
 import re
 import sys
@@ -66,7 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         `| head` does, is no error.
     """
     if sys.stdout is None:  # closed before the start, as by `>&-`
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # to the end
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # to the end
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Windows encodes what goes into a file or a pipe in a code page of few characters.
+        encoding = None if sys.stdout.isatty() else "utf-8"
+        sys.stdout.reconfigure(encoding=encoding, errors="replace")
     try:
         try:
             return _status(list(sys.argv[1:] if argv is None else argv) or ["--help"])

@@ -240,9 +240,11 @@ def _digest(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+    """Wait until a disk holds it. Windows opens no folders, and flushes only what it may write."""
+    is_written = path.is_file() and os.access(path, os.W_OK)
+    if os.name == "nt" and not is_written:
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if is_written else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

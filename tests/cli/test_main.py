@@ -1,5 +1,6 @@
 """The way in: help at once, one line for an error, and the exit status."""
 
+import io
 import os
 import subprocess
 import sys
@@ -61,6 +62,15 @@ def test_a_reader_who_has_left_is_no_error(lines, unread, monkeypatch):
 
 def test_help_may_be_left_too(unread):
     assert unread("predict", "--help") == unread("--help") == (0, "")
+
+
+def test_a_pipe_gets_utf8_whatever_the_code_page(monkeypatch):
+    """As Windows opens pipes and files: once it was 'charmap' codec can't encode characters."""
+    pipe = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", pipe)
+    monkeypatch.setattr(predict, "run", lambda *_: print("щ ▒ 好", end="") or 0)
+    assert main(["predict"]) == 0
+    assert pipe.buffer.getvalue().decode("utf-8") == "щ ▒ 好"
 
 
 def test_another_broken_pipe_is_told(program, monkeypatch):

@@ -1,9 +1,11 @@
 """Checkpoints: transformers' layout, whole or not there, and runs that go on bit for bit."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -684,6 +686,19 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == [f".checkpoint-4.{os.getppid()}.part", "checkpoint-1"]
     assert (folder / "file").read_text() == "new"
+
+
+def test_files_are_flushed_as_windows_asks(tmp_path, monkeypatch):
+    """Its FlushFileBuffers wants a handle that may write: no checkpoint was ever saved there."""
+    opened = {True: set(), False: set()}
+
+    def fsync(number):
+        is_folder = stat.S_ISDIR(os.fstat(number).st_mode)
+        opened[is_folder].add(fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_whole(tmp_path / "checkpoint-1", lambda part: (part / "file").write_bytes(b"1"))
+    assert opened == {True: {os.O_RDONLY}, False: {os.O_RDWR}}  # Windows opens no folders
 
 
 def test_rotation_spares_what_is_no_checkpoint(tiny_bert, ragged_rows, tmp_path):
