@@ -19,8 +19,9 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 # torchmetrics imports matplotlib, which then leaves folders in the home of whoever never used it.
 # Its list of fonts goes among the caches of Hugging Face, unless its own folder is there already.
-if not (Path.home() / ".config" / "matplotlib").is_dir():
-    _CACHE = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+_HOME = Path(os.path.expanduser("~"))  # Path.home() wants every user to have one
+if not (_HOME / ".config" / "matplotlib").is_dir():
+    _CACHE = Path(os.environ.get("HF_HOME", _HOME / ".cache" / "huggingface"))
     os.environ.setdefault("MPLCONFIGDIR", str(_CACHE / "hflit" / "matplotlib"))
 
 

@@ -51,7 +51,8 @@ def save_artifacts(
     tokenizer.save_pretrained(folder)
     state.save_to_json(str(folder / "trainer_state.json"))
     arguments = {k: v for k, v in args.to_dict().items() if not k.endswith("_token")}
-    (folder / "training_args.json").write_text(json.dumps(arguments, indent=2, default=str) + "\n")
+    written = json.dumps(arguments, indent=2, default=str) + "\n"
+    (folder / "training_args.json").write_text(written, encoding="utf-8")
 
 
 def check_base(model: PreTrainedModel) -> PreTrainedModel:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from datasets.fingerprint import Hasher
 from filelock import FileLock
 
-from hflit.data.files import bars_hidden
+from hflit.data.files import bars_hidden, flaw_of_cache
 from hflit.data.tokenization import Tokenization, first_row
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,10 @@ def encoded(
     key = Hasher.hash([rows._fingerprint, tokenization.settings])
     if is_cached:
         folder = Path(datasets.config.HF_DATASETS_CACHE) / "hflit"
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(flaw_of_cache() or f"{error}") from error
         encode["cache_file_name"] = str(folder / f"{key}.arrow")
     waits = is_cached and is_shared
     turn = FileLock(f"{encode['cache_file_name']}.lock") if waits else nullcontext()

@@ -133,7 +133,8 @@ def _read(
             if is_typed:
                 rows = typed(rows, numbers)
     except Exception as error:  # of pandas, pyarrow or datasets, which name no line
-        raise ValueError(flaw(every) or f"{name}: {_innermost(error)}") from error
+        told = flaw(every) or flaw_of_cache() or f"{name}: {_innermost(error)}"
+        raise ValueError(told) from error
     if is_plain and any(delimiter(file) == "\t" for file in every):
         rows = quotes_checked(rows, name)
     return _without_blanks(rows) if kind == "text" else rows
@@ -249,6 +250,18 @@ def _load(files: list[Path], path: str, **options: Any) -> Any:
     for split in _splits(rows):  # tokens are kept by it
         split._fingerprint = Hasher.hash([split._fingerprint, states])
     return rows
+
+
+def flaw_of_cache() -> str:
+    """What is wrong with the folder in which `datasets` keeps data, or nothing."""
+    folder = Path(datasets.config.HF_DATASETS_CACHE)
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    if there.is_dir() and os.access(there, os.W_OK):
+        return ""
+    return (
+        f"Data are kept in {folder}, which cannot be written. Set HF_HOME to a folder that can "
+        "be; rows in memory need none with cache=False."
+    )
 
 
 def texts_of(rows: Any) -> set[str]:

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from hflit.arguments import Arguments
 from hflit.data import Labels, data_module
+from hflit.data.files import read_files
 
 
 @pytest.fixture
@@ -105,6 +106,7 @@ import json, sys
 from transformers import AutoTokenizer
 from hflit.arguments import Arguments
 from hflit.data import Labels, data_module
+from hflit.data.files import read_files
 
 def refuse(*args, **kwargs):
     raise AssertionError("tokenized again")
@@ -194,6 +196,24 @@ def test_without_a_cache_nothing_is_written(
     assert cache() == []
     assert not any(tmp_path.joinpath("cache").glob("*"))
     assert [path for path in elsewhere.rglob("*") if path.is_file()] == []
+
+
+def test_a_cache_that_cannot_be_written_is_told(tokenizer, ragged_rows, cache, tmp_path):
+    """As in a container whose home is not there: once it was pathlib's PermissionError."""
+    rows, told = ragged_rows(8), "cache, which cannot be written. Set HF_HOME to a folder that can"
+    tmp_path.joinpath("cache").touch()
+    with pytest.raises(OSError, match=told):
+        opened(tokenizer, rows)
+    assert len(opened(tokenizer, rows, cache=False).tokens["train"]) == 8
+    pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(ValueError, match=told):
+        read_files(tmp_path / "rows.csv")
+
+
+def test_no_home_is_needed():
+    """As in a container whose user has no entry: `import hflit` failed."""
+    home = "import pathlib; pathlib.Path.home = lambda: 1 / 0; import hflit"
+    assert subprocess.run([sys.executable, "-c", home], check=False).returncode == 0
 
 
 def test_data_from_disk_are_left_as_they_are(tokenizer, ragged_rows, cache, tmp_path):
