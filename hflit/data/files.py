@@ -245,6 +245,7 @@ def _load(files: list[Path], path: str, **options: Any) -> Any:
     caches = [Path(each["filename"]) for split in _splits(rows) for each in split.cache_files]
     # Rows that are kept in memory do not tell where they came from.
     if changed > min((cache.stat().st_mtime_ns for cache in caches), default=0):
+        del rows  # on Windows a file that is open cannot be replaced
         rows = datasets.load_dataset(path, **{"download_mode": "force_redownload", **options})
     states = [(each.st_size, each.st_ctime_ns) for each in found]
     for split in _splits(rows):  # tokens are kept by it

@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 import warnings
+import weakref
 import zipfile
 from pathlib import Path
 
@@ -247,6 +248,24 @@ def test_a_file_is_read_again_if_rewritten_with_the_old_time(name, tmp_path, mon
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: calls.append(k) or load(*a, **k))
     assert read()._fingerprint == after._fingerprint
     assert len(calls) == 1
+
+
+def test_rows_are_let_go_before_they_are_read_again(tmp_path, monkeypatch):
+    """On Windows a file that is open cannot be replaced."""
+    read, load = [], datasets.load_dataset
+
+    def watched(*names, **options):
+        assert not any(rows() for rows in read)
+        rows = load(*names, **options)
+        read.append(weakref.ref(rows))
+        return rows
+
+    monkeypatch.setattr(datasets, "load_dataset", watched)
+    for label in "ab":
+        (tmp_path / "a.csv").write_bytes(f"text,label\nw1,{label}\n".encode())
+        os.utime(tmp_path / "a.csv", (1e9, 1e9))
+        assert read_files("a.csv")["label"][:] == [label]
+    assert len(read) == 3
 
 
 @pytest.mark.parametrize("name", [".", "./", "../rows", "~x"])
