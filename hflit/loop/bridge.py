@@ -357,6 +357,7 @@ class Bridge(L.Callback):
                 "Evaluation needs more memory than there is: lower per_device_eval_batch_size."
             ) from error
         self._log(trainer, figures)
+        self.metrics.update(figures)  # from which transformers' notebook callback takes some out
         self._event("on_evaluate", metrics=figures)
         schedule = trainer.lr_scheduler_configs[0].scheduler
         self.memory.end("eval", figures)

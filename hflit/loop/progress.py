@@ -1,4 +1,4 @@
-"""The progress bar: loss, learning rate and tokens per second."""
+"""The progress bar: loss, learning rate and tokens per second; in a notebook, transformers' own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import RichProgressBar
+from transformers import PrinterCallback, TrainerCallback
 
 
 class ProgressBar(RichProgressBar):
@@ -48,3 +49,14 @@ class ProgressBar(RichProgressBar):
             "lr": f"{self.latest['learning_rate']:.1e}",
             "tokens/s": f"{self.rate:,.0f}",
         }
+
+
+def notebook_table(world: int) -> TrainerCallback:
+    """What a cell shows of a run: transformers' bar above a table of figures.
+
+    Rich's bar needs ipywidgets there. Of `world` processes made by forks none can reach the cell
+    with more than what it prints: the log entries.
+    """
+    from transformers.utils.notebook import NotebookProgressCallback  # imports IPython
+
+    return NotebookProgressCallback() if world == 1 else PrinterCallback()

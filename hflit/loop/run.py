@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
+from transformers.utils import is_in_notebook
 
 from hflit.arguments import Arguments
 from hflit.checks import check_schedule
@@ -21,7 +22,7 @@ from hflit.loop.bridge import Bridge
 from hflit.loop.checkpoints import Checkpoints
 from hflit.loop.evaluation import evaluate, share_of
 from hflit.loop.precision import set_precision
-from hflit.loop.progress import ProgressBar
+from hflit.loop.progress import ProgressBar, notebook_table
 from hflit.loop.resume import FIXED_ARGUMENTS
 from hflit.loop.stops import Stops
 from hflit.tasks import TaskModule
@@ -144,6 +145,17 @@ def lightning_run(
 ) -> tuple[Bridge, L.Trainer]:
     """The Lightning Trainer of a run, and the bridge to transformers' callbacks inside it."""
     callbacks = flags.pop("callbacks")
+    theirs = [callback for callback in callbacks if isinstance(callback, TrainerCallback)]
+    lightning: list[Any] = [c for c in callbacks if not isinstance(c, TrainerCallback)]
+    has_bar = any(isinstance(callback, L.callbacks.ProgressBar) for callback in lightning)
+    in_notebook = is_in_notebook()
+    wanted = has_bar or ((in_notebook or sys.stderr.isatty()) and not args.disable_tqdm)
+    if flags.setdefault("enable_progress_bar", wanted) and not has_bar:
+        if in_notebook:
+            flags["enable_progress_bar"] = False
+            theirs.append(notebook_table(args.world_size))
+        else:
+            lightning.append(ProgressBar())
     run_evaluation = None
     if data.data["validation"] is not None and flags.get("limit_val_batches") != 0:
 
@@ -151,14 +163,8 @@ def lightning_run(
             limit = flags.get("limit_val_batches")
             return evaluate(module, data, args, metrics, on_batch, limit)
 
-    theirs = [callback for callback in callbacks if isinstance(callback, TrainerCallback)]
     tokenizer = data.tokenization.tokenizer
     bridge = Bridge(args, module, tokenizer, checkpoints, stops, theirs, run_evaluation)
-    lightning: list[Any] = [c for c in callbacks if not isinstance(c, TrainerCallback)]
-    has_bar = any(isinstance(callback, L.callbacks.ProgressBar) for callback in lightning)
-    wanted = has_bar or (sys.stderr.isatty() and not args.disable_tqdm)
-    if flags.setdefault("enable_progress_bar", wanted) and not has_bar:
-        lightning.append(ProgressBar())
     set_precision(flags, args)
     return bridge, L.Trainer(
         **flags,

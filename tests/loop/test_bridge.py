@@ -1,10 +1,14 @@
 """transformers' callbacks, and Lightning's beside them, in one run."""
 
+from pathlib import Path
+
 import datasets
 import lightning.pytorch as L
+import nbformat
 import pytest
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
+from nbclient import NotebookClient
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hflit import HFTrainer
@@ -87,6 +91,28 @@ def test_a_progress_bar_of_the_user_takes_the_place_of_ours(flags, tiny_bert, ra
     trainer = run(tiny_bert, ragged_rows, callbacks=[bar], max_steps=2, **flags)
     assert trainer.lightning.progress_bar_callback is bar
     assert bar.train_progress_bar.n > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(100)
+def test_a_notebook_shows_the_table_of_transformers(tmp_path):
+    """Once it showed nothing: what a kernel calls stderr is no terminal."""
+    cells = [
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
+        "from tests.loop.test_strategies import SHORT, fit",
+        "fit(**SHORT, disable_tqdm=None, eval_strategy='epoch')[0].metrics['eval_runtime']",
+        "fit(**SHORT, disable_tqdm=None, strategy='ddp_notebook', devices=2)[0].metrics.keys()",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    _, table, printed = (cell.outputs for cell in notebook.cells)
+    html = [each.data["text/html"] for each in table if "text/html" in each.get("data", {})]
+    assert len(html) == 1
+    assert "[18/18 " in html[0]  # 3 epochs of 23 rows, 4 in an update
+    assert "<th>Validation Loss</th>" in html[0]
+    assert html[0].count("<tr>") == 3  # of the body: an epoch each
+    text = "".join(each.text for each in printed if each.output_type == "stream")
+    assert text.count("'grad_norm'") == 9  # 3 epochs of 23 rows, 8 in an update
 
 
 def test_final_weights_are_evaluated_once(tiny_bert, ragged_rows):
