@@ -50,18 +50,22 @@ class Stops:
         self.process = os.getpid()
         before = {each: signal.getsignal(each) for each in BOTH}
         self.listen()
+        where: BaseException | None = None  # it hung, if it took a second Ctrl-C
         try:
             yield
-        except (Stop, KeyboardInterrupt, SystemExit):
+        except Stop:
+            pass
+        except (KeyboardInterrupt, SystemExit) as error:
             if self.received is None:
                 raise
+            where = error
         finally:
             for each, handler in before.items():
                 signal.signal(each, handler)
         if self.received == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt from where
         if self.received == signal.SIGTERM:
-            raise SystemExit(143)
+            raise SystemExit(143) from where
 
     def listen(self) -> None:
         """Take both signals, and take them back from Lightning 2.6.

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -100,6 +101,16 @@ def test_without_a_folder_a_stop_just_stops(tiny_bert, ragged_rows, caplog):
     with pytest.raises(SystemExit):
         HFTrainer()(tiny_bert(), ragged_rows(37), callbacks=callbacks, num_train_epochs=2)
     assert "stopped after update 4; no checkpoint" in caplog.text
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_a_second_ctrl_c_alone_tells_where_it_came(tiny_bert, ragged_rows, presses):
+    """Once the first did too: all of Lightning, in a notebook 250 lines of it."""
+    callbacks = [Signal(signal.SIGINT) for _ in range(presses)]
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        HFTrainer()(tiny_bert(), ragged_rows(37), callbacks=callbacks, num_train_epochs=2)
+    shown = "".join(traceback.format_exception(stopped.value))
+    assert ("in _run_stage" in shown) == (presses == 2)
 
 
 def test_a_run_that_lightning_stops_goes_on(tiny_bert, ragged_rows, tmp_path, caplog):
