@@ -19,7 +19,7 @@ from hflit.kinds import kind_problems
 from hflit.loading import Base, check_teacher, classifier_names, load_base, resolve_maxlength
 from hflit.loop.resume import Checkpoint, find
 from hflit.loop.run import Length, run_length, run_record
-from hflit.loop.strategies import Processes, check_processes, spread
+from hflit.loop.strategies import Processes, check_processes, spread, warn_of_launcher
 from hflit.loop.switches import process_switched
 from hflit.loop.trackers import make_trackers
 from hflit.tasks import TASKS, TaskModule
@@ -135,6 +135,8 @@ def read_request(
     with process_switched(arguments):
         processes = spread(flags, arguments.strategy_options())
     check_processes(arguments, processes.world, given["quantize"], given["find_learning_rate"])
+    if processes.rank == 0:
+        warn_of_launcher(arguments, flags["precision"])
     return Request(given, task_class, arguments, flags, adapter, processes)
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing import current_process
@@ -50,6 +51,8 @@ STOPPED = 143  # code with which a process ends after SIGTERM
 GRACE = 5  # seconds that the other processes have to end by themselves when one has failed
 # What torchrun tells the processes it starts, and Ray Train, Kubeflow and others as it does.
 TOLD = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
+# What `accelerate launch` tells them besides, for transformers.Trainer to follow.
+ACCELERATE = ("MIXED_PRECISION", "USE_FSDP", "DYNAMO_BACKEND", "USE_CPU")
 
 
 class Processes(NamedTuple):
@@ -261,6 +264,25 @@ def check_processes(args: Any, world: int, quantize: Any, finds_rate: bool) -> N
             f"{args.per_device_train_batch_size} into {world} equal pieces. Choose a multiple."
         )
     raise_all(ValueError, problems)
+
+
+def warn_of_launcher(args: Any, precision: str) -> None:
+    """Warn of what `accelerate launch` asks for in the environment, and the call does not."""
+    told = {name: os.environ.get(f"ACCELERATE_{name}", "no").lower() for name in ACCELERATE}
+    mixed, fsdp, backend, cpu = told.values()
+    unread = {
+        f"{mixed}=True": mixed != "no" and precision == "32-true",
+        "strategy='fsdp'": fsdp == "true" and not args.fsdp,
+        f"torch_compile_backend={backend!r}": backend != "no" and not args.torch_compile,
+        "use_cpu=True": cpu == "true" and not args.use_cpu,
+    }
+    named = [argument for argument, is_unread in unread.items() if is_unread]
+    if named:
+        warnings.warn(
+            f"accelerate launch asks for {', '.join(named)}, and only what the call says is done: "
+            "say it there too.",
+            stacklevel=4,
+        )
 
 
 # Processes that this one starts.

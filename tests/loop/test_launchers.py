@@ -305,6 +305,20 @@ def test_launcher_says_which_process_this_is(told):
     assert (flags["devices"], flags["num_nodes"]) == (2, 2)
 
 
+def test_what_accelerate_asks_for_and_the_call_does_not_is_told(
+    tiny_bert, ragged_rows, monkeypatch
+):
+    """Its bf16, which transformers.Trainer follows, was once ignored without a word."""
+    asked = {"MIXED_PRECISION": "bf16", "USE_FSDP": "true", "DYNAMO_BACKEND": "NO"}
+    for name, value in asked.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    call = {"base": tiny_bert(), "train": ragged_rows(8), "max_steps": 1}
+    with pytest.warns(UserWarning, match="asks for bf16=True, strategy='fsdp', and") as told:
+        HFTrainer()(**call)
+    assert told[0].filename == __file__
+    HFTrainer()(**call, precision="bf16", strategy="fsdp")
+
+
 class Accelerators(CPUAccelerator):
     """Four, of which a call may choose."""
 
