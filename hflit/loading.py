@@ -396,6 +396,11 @@ def _check_head(model: PreTrainedModel, auto_model: Any, changes: dict[str, Any]
 
 
 def architectures(auto_model: Any, config: Any) -> set[str]:
-    """Names of the classes that transformers' class of a task's models has for a kind of model."""
+    """Names of the classes that transformers' class of a task's models has for a kind of model.
+
+    A kind that comes with its own code tells its own: `auto_map` in its config, `file.Class`.
+    """
     kinds = auto_model._model_mapping.get(type(config), ())
-    return {kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,))}
+    own = (getattr(config, "auto_map", None) or {}).get(auto_model.__name__, "")
+    names = {kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,))}
+    return names | {own.split(".")[-1]} - {""}

@@ -134,6 +134,9 @@ def test_code_of_a_model_runs_only_where_it_is_trusted(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="code of its own"):
         HFTrainer()(**teacher, **call)
     assert not Path("ran").exists()
+    # Once it was taken for a model of no task, until transformers had loaded it.
+    assert load_saved(base, trust_remote_code=True).task == "text-classification"
+    HFTrainer()(**teacher, trust_remote_code=True, **call)
     model, _ = HFTrainer()(base, ROWS, trust_remote_code=True, **call)
     assert type(model).__name__ == "Mine"
     assert Path("ran").exists()
