@@ -13,6 +13,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 SKIPPED = ("runtime", "per_second", "flos", "mem_", "epoch", "num_input_tokens")
+MOST_DOTS = 200  # on a line; of more they hide it, and each takes 90 bytes of a page
 
 
 def learning_curves(history: Sequence[dict[str, Any]]) -> Figure | None:
@@ -45,7 +46,8 @@ def learning_curves(history: Sequence[dict[str, Any]]) -> Figure | None:
         axes = figure.add_subplot(down, across, place, title=title, xlabel="update")
         for name in lines:
             points = [(each["step"], each[name]) for each in history if name in each]
-            axes.plot(*zip(*points, strict=True), marker=".", label=name)
+            dot = "." if len(points) <= MOST_DOTS else None
+            axes.plot(*zip(*points, strict=True), marker=dot, label=name)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     return figure

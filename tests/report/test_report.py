@@ -15,6 +15,7 @@ from transformers import IntervalStrategy
 from hflit import HFTrainer
 from hflit.cli.main import main
 from hflit.report.card import python_call
+from hflit.report.curves import as_svg, learning_curves
 
 
 def fitted(base, rows, **options):
@@ -177,3 +178,11 @@ def test_numbers_without_a_literal_are_written_as_python():
     assert text.splitlines()[3] == '    a=float("inf"),'
     read = eval("dict(" + text.partition("HFTrainer()(")[2])
     assert repr(read) == repr(given)
+
+
+def test_the_page_of_a_long_run_stays_small():
+    # A dot for each of 2 * 20,000 points took 90 bytes each, 3.6 MB in all.
+    points = range(1, 20_001)
+    history = [{"step": n, "loss": 2 / n, "learning_rate": 1e-5 / n} for n in points]
+    assert len(as_svg(learning_curves(history))) < 1_000_000
+    assert as_svg(learning_curves(history[:20])).count("<use") > 2 * 20
