@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from hflit.report.curves import SKIPPED, learning_curves, save_png
 
 CURVES = "learning_curves.png"
+MOST_CLASSES = 100  # told by name
 LOADED = ("base", "train", "validation", "teacher")  # a run is none without them
 HUB_NAMES = {  # of tasks that the Hub knows by another
     "sequence-sequence": "text-generation",
@@ -122,7 +123,9 @@ def _data(facts: dict[str, Any]) -> str:
             lines.append(f"| {split} | {_safe(facts[split])} | {sizes} |")
     labels = facts.get("splits", {}).get("train", {}).get("labels")
     if labels:
-        told = ", ".join(f"{_safe(name)} ({count:,})" for name, count in labels.items())
+        told = ", ".join(f"{_safe(n)} ({labels[n]:,})" for n in [*labels][:MOST_CLASSES])
+        if len(labels) > MOST_CLASSES:
+            told += f" and {len(labels) - MOST_CLASSES:,} more, which `run.json` counts"
         lines += ["", f"Classes of the training rows: {told}."]
     lines += ["", f"Columns: {', '.join(_safe(c) for c in facts['columns'] if c)}."]
     if facts["fingerprint"]:

@@ -112,6 +112,16 @@ def test_labels_are_escaped_in_the_card(tiny_bert, ragged_rows):
     assert "<b>" not in text
 
 
+def test_of_many_classes_the_card_names_the_first(tiny_bert, ragged_rows):
+    # 20,000 classes made a card of 470 kB.
+    HFTrainer()(tiny_bert(102), ragged_rows(204, classes=102), output_dir="out", max_steps=1)
+    line = next(x for x in Path("out/README.md").read_text().splitlines() if "Classes of" in x)
+    assert line.count(" (2)") == 100  # rows of each, 204 / 102
+    assert line.endswith(" and 2 more, which `run.json` counts.")
+    splits = json.loads(Path("out/run.json").read_text())["splits"]
+    assert list(splits["train"]["labels"].values()) == [2] * 102
+
+
 def test_without_evaluation_and_with_an_adapter_the_card_is_whole(tiny_bert, ragged_rows):
     HFTrainer()(tiny_bert(), ragged_rows(8), output_dir="out", max_steps=1, lora=True)
     text = Path("out/README.md").read_text()
