@@ -274,7 +274,7 @@ def warn_of_launcher(args: Any, precision: str) -> None:
         f"{mixed}=True": mixed != "no" and precision == "32-true",
         "strategy='fsdp'": fsdp == "true" and not args.fsdp,
         f"torch_compile_backend={backend!r}": backend != "no" and not args.torch_compile,
-        "use_cpu=True": cpu == "true" and not args.use_cpu,
+        "use_cpu=True": cpu == "true" and not args.use_cpu and torch.accelerator.is_available(),
     }
     named = [argument for argument, is_unread in unread.items() if is_unread]
     if named:
