@@ -57,7 +57,8 @@ class HFTrainer:
     After a call, `state` is the `TrainerState` of the run (`global_step`, `log_history`,
     `best_metric`, ...), `metrics` its last `train_*` and `eval_*` figures, and `lightning` the
     Lightning Trainer that ran it, but where the call started processes of their own for it.
-    `predict` asks the trained model.
+    `predict` asks the trained model. After Ctrl-C or an error in training all of them are of
+    the run as far as it got.
     """
 
     state: TrainerState
@@ -191,15 +192,15 @@ class HFTrainer:
                 # Rates that end in losses without a value are tried too, so nonfinite comes after.
                 _find_rate(plan, module)
             module.nonfinite = nonfinite or ("ignore" if parity else "stop")
+            facts = run_facts(HFTrainer.__call__, given, args, plan.data, arguments)
+            self.saved = Saved(task, model, tokenizer, facts)  # of a run that is stopped, too
             stops = Stops()
             with stops.noted():
-                bridge, self.lightning = _train(plan, module, record, stops)
-                self.state, self.metrics = bridge.state, bridge.metrics
+                bridge = self._train(plan, module, record, stops)
                 if merge_adapter:
                     model = request.task_class.each_model(model, merged)
+                    self.saved = Saved(task, model, tokenizer, facts)
                 model.eval()
-                facts = run_facts(HFTrainer.__call__, given, args, plan.data, arguments)
-                self.saved = Saved(task, model, tokenizer, facts)
                 if arguments.should_save:
                     folder = arguments.output_dir or ""
                     save_artifacts(folder, model, tokenizer, bridge.state, arguments)
@@ -231,6 +232,45 @@ class HFTrainer:
             own.load_state_dict(trained.state_dict())
         self.saved = Saved(given["task"], model, tokenizer, settings)
         return model, tokenizer
+
+    def _train(
+        self, plan: Plan, module: TaskModule, record: dict[str, Any], stops: Stops
+    ) -> Bridge:
+        """Train, and what has watched it.
+
+        Args:
+            plan: Settled.
+            module: The task with its model.
+            record: What the rest of the run cannot change.
+            stops: Notes the signals that ask it to stop.
+        """
+        request, model, data = plan.request, module.model, plan.data
+        given, arguments, flags = request.given, request.arguments, request.flags
+        _seed(arguments)
+
+        def fit() -> Bridge:
+            length = run_length(arguments, flags, data)
+            run = {**record, **batch_record(arguments)}
+            if given["find_learning_rate"]:
+                run["found_rate"] = arguments.learning_rate
+            tokenizer, failed_save = plan.start.tokenizer, given["failed_save"]
+            checkpoints = Checkpoints(arguments, model, tokenizer, run, plan.resumed, failed_save)
+            bridge, self.lightning = lightning_run(
+                arguments, {**flags}, length, module, data, given["metrics"], checkpoints, stops
+            )
+            model.train()
+            model.zero_grad()
+            if not given["parity"]:  # after a lack of memory transformers goes on with its numbers
+                _seed(arguments)
+            try:
+                self.lightning.fit(module, data)
+            finally:  # as far as a run got that is stopped
+                self.state, self.metrics = bridge.state, bridge.metrics
+            bridge.metrics.update(weight_figures(model))  # in the precision of the run
+            return bridge
+
+        with _switched(plan, module):
+            return fit_in_memory(fit, model, arguments)
 
     def predict(
         self, rows: Any, columns: list[str] | None = None, batch_size: int = 32
@@ -309,40 +349,3 @@ def _find_rate(plan: Plan, module: TaskModule) -> None:
         arguments.learning_rate = fit_in_memory(
             lambda: find_rate(module, plan.data, flags), module.model, arguments
         )
-
-
-def _train(
-    plan: Plan, module: TaskModule, record: dict[str, Any], stops: Stops
-) -> tuple[Bridge, L.Trainer]:
-    """Train, and what has watched it.
-
-    Args:
-        plan: Settled.
-        module: The task with its model.
-        record: What the rest of the run cannot change.
-        stops: Notes the signals that ask it to stop.
-    """
-    request, model, data = plan.request, module.model, plan.data
-    given, arguments, flags = request.given, request.arguments, request.flags
-    _seed(arguments)
-
-    def fit() -> tuple[Bridge, L.Trainer]:
-        length = run_length(arguments, flags, data)
-        run = {**record, **batch_record(arguments)}
-        if given["find_learning_rate"]:
-            run["found_rate"] = arguments.learning_rate
-        tokenizer, failed_save = plan.start.tokenizer, given["failed_save"]
-        checkpoints = Checkpoints(arguments, model, tokenizer, run, plan.resumed, failed_save)
-        bridge, trainer = lightning_run(
-            arguments, {**flags}, length, module, data, given["metrics"], checkpoints, stops
-        )
-        model.train()
-        model.zero_grad()
-        if not given["parity"]:  # after a lack of memory transformers goes on with its numbers
-            _seed(arguments)
-        trainer.fit(module, data)
-        bridge.metrics.update(weight_figures(model))  # in the precision of the run
-        return bridge, trainer
-
-    with _switched(plan, module):
-        return fit_in_memory(fit, model, arguments)

@@ -103,6 +103,21 @@ def test_without_a_folder_a_stop_just_stops(tiny_bert, ragged_rows, caplog):
     assert "stopped after update 4; no checkpoint" in caplog.text
 
 
+def test_a_trainer_tells_of_a_run_that_was_stopped(tiny_bert, ragged_rows):
+    """Once predict said that nothing was trained yet."""
+    trainer, (model, tokenizer) = HFTrainer(), tiny_bert()
+    call = {"train": ragged_rows(37), "logging_steps": 1, "num_train_epochs": 2}
+    with pytest.raises(KeyboardInterrupt):
+        trainer((model, tokenizer), **call, callbacks=[Signal(signal.SIGINT)])
+    assert trainer.state.global_step == trainer.lightning.global_step == 4
+    assert [entry["step"] for entry in trainer.state.log_history] == [1, 2, 3, 4]
+    rows = call["train"][:4]
+    inputs = tokenizer([row["text"] for row in rows], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        scores = model.eval()(**inputs).logits.softmax(-1).max(-1).values.tolist()
+    assert [row["score"] for row in trainer.predict(rows)] == pytest.approx(scores, rel=1e-5)
+
+
 @pytest.mark.parametrize("presses", [1, 2])
 def test_a_second_ctrl_c_alone_tells_where_it_came(tiny_bert, ragged_rows, presses):
     """Once the first did too: all of Lightning, in a notebook 250 lines of it."""
