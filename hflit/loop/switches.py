@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,10 +23,20 @@ from hflit.tasks.dropout import fast_dropout
 from hflit.tasks.forwards import forwards_replaced
 from hflit.tasks.layers import fast_layers, gradients_by_row
 
+logger = logging.getLogger(__name__)
+TURN = threading.RLock()  # of the runs in a process
+
 
 @contextmanager
 def process_switched(args: TrainingArguments) -> Iterator[None]:
-    """Let `log_level` rule what transformers and Lightning say; restore torch's determinism."""
+    """Let `log_level` rule what transformers and Lightning say; restore torch's determinism.
+
+    A run in another thread waits for its turn: what is switched, and random numbers, are those of
+    the whole process.
+    """
+    if not TURN.acquire(blocking=False):
+        logger.warning("Another run is on in this process: this one waits until it is over.")
+        TURN.acquire()
     level = args.get_process_log_level()
     # bitsandbytes 0.50 warns at every 8-bit layer of every forward that it rounds its inputs.
     levels = dict.fromkeys(("lightning.pytorch", "lightning.fabric", "transformers"), level)
@@ -55,6 +66,7 @@ def process_switched(args: TrainingArguments) -> Iterator[None]:
             each.setLevel(own)
         torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+        TURN.release()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import lightning.pytorch as L
 import psutil
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import TrainerCallback
 
 import hflit
@@ -228,6 +229,36 @@ def test_other_threads_train_without_handlers(tiny_bert, ragged_rows):
     thread.start()
     thread.join()
     assert trainer.state.global_step == 3
+
+
+def test_runs_in_two_threads_come_one_after_another(tiny_bert, ragged_rows):
+    """Once dropout stayed replaced in the process, and both drew from the same numbers."""
+    call = {"train": ragged_rows(37), "num_train_epochs": 1}
+    alone, first, second = HFTrainer(), HFTrainer(), HFTrainer()
+    alone(tiny_bert(dropout=0.1), **call)
+    own, began, over = F.dropout, threading.Event(), threading.Event()
+
+    class Meanwhile(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == 1:
+                other.start()
+                began.wait(3)
+
+    class Late(TrainerCallback):
+        def on_train_begin(self, *_, **__):
+            began.set()
+
+        def on_train_end(self, *_, **__):
+            over.wait(60)
+
+    late = {**call, "callbacks": [Late()]}
+    other = threading.Thread(target=second, args=(tiny_bert(dropout=0.1),), kwargs=late)
+    first(tiny_bert(dropout=0.1), **call, callbacks=[Meanwhile()])
+    over.set()
+    other.join()
+    assert F.dropout is own
+    losses = [each.metrics["train_loss"] for each in (first, second)]
+    assert losses == [alone.metrics["train_loss"]] * 2
 
 
 SCRIPT = """
