@@ -7,7 +7,9 @@ import lightning.pytorch as L
 import nbformat
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger
 from nbclient import NotebookClient
 from transformers import EarlyStoppingCallback, TrainerCallback
 
@@ -91,6 +93,18 @@ def test_a_progress_bar_of_the_user_takes_the_place_of_ours(flags, tiny_bert, ra
     trainer = run(tiny_bert, ragged_rows, callbacks=[bar], max_steps=2, **flags)
     assert trainer.lightning.progress_bar_callback is bar
     assert bar.train_progress_bar.n > 0
+
+
+def test_lightnings_loggers_get_the_arguments(tiny_bert, ragged_rows):
+    """As those of report_to do. Once enable_autolog_hparams had nothing to log."""
+    expected = {"learning_rate": 3e-4, "max_steps": 1, "hub_token": "<HUB_TOKEN>"}
+    given = {**expected, "hub_token": "secret"}
+    asked, refused = CSVLogger("asked"), CSVLogger("refused")
+    run(tiny_bert, ragged_rows, **given, logger=asked)
+    run(tiny_bert, ragged_rows, **given, logger=refused, enable_autolog_hparams=False)
+    logged = yaml.safe_load(Path(asked.log_dir, "hparams.yaml").read_text())
+    assert {name: logged[name] for name in expected} == expected
+    assert not Path(refused.log_dir, "hparams.yaml").exists()
 
 
 @pytest.mark.slow
