@@ -183,6 +183,8 @@ class Bridge(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tell the callbacks, then do what they ask for at an epoch's end."""
+        if self._is_stopped(trainer) and not self.points.epoch_is_open:
+            return  # within the epoch, which ends in the run that goes on
         self.points.epoch_is_open = False
         self._event("on_epoch_end")
         self._act(trainer)
@@ -191,8 +193,7 @@ class Bridge(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the figures of the whole run; evaluate the final weights if nothing has yet."""
-        asked = self.listeners.control.should_training_stop
-        if trainer.should_stop and not asked and self.state.global_step > self.steps_before:
+        if self._is_stopped(trainer):
             self._save_stopped(trainer, "max_time, or a callback of Lightning")
         if self.module.shards is not None:
             self.module.shards.close()
@@ -285,6 +286,11 @@ class Bridge(L.Callback):
             self._act(trainer)
         if is_stream and not is_over:  # whose loader is open already: draw what opening it draws
             torch.empty((), dtype=torch.int64).random_()
+
+    def _is_stopped(self, trainer: L.Trainer) -> bool:
+        """Whether Lightning ends the run, and none of transformers' callbacks."""
+        asked = self.listeners.control.should_training_stop
+        return trainer.should_stop and not asked and self.state.global_step > self.steps_before
 
     def _stop_if_asked(self, trainer: L.Trainer) -> None:
         stopped = self.stops.received if self.world == 1 else self.stops.agreed

@@ -41,6 +41,16 @@ class Signal(TrainerCallback):
             os.kill(os.getpid(), self.number)
 
 
+class Full(L.Callback):
+    """Stops the run after an update."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step == self.step
+
+
 @pytest.mark.parametrize("event", ["on_step_begin", "on_epoch_end", "on_evaluate", "on_save"])
 @pytest.mark.parametrize("number", EXITS, ids=lambda number: number.name)
 def test_a_stopped_run_goes_on(tiny_bert, ragged_rows, tmp_path, caplog, number, event):
@@ -130,10 +140,6 @@ def test_a_second_ctrl_c_alone_tells_where_it_came(tiny_bert, ragged_rows, press
 
 
 def test_a_run_that_lightning_stops_goes_on(tiny_bert, ragged_rows, tmp_path, caplog):
-    class Full(L.Callback):
-        def on_train_batch_end(self, trainer, *_):
-            trainer.should_stop = trainer.global_step == 3
-
     def run(folder, checkpoint=None, callbacks=()):
         folder = str(tmp_path / folder)
         return train(
@@ -146,7 +152,7 @@ def test_a_run_that_lightning_stops_goes_on(tiny_bert, ragged_rows, tmp_path, ca
         )
 
     whole, model = run("whole")
-    run("stopped", callbacks=[Full()])
+    run("stopped", callbacks=[Full(3)])
     assert "Lightning: stopped after update 3; checkpoint-3 is saved" in caplog.text
     assert names(tmp_path / "stopped") == ["checkpoint-3"]
 
@@ -154,6 +160,31 @@ def test_a_run_that_lightning_stops_goes_on(tiny_bert, ragged_rows, tmp_path, ca
     assert losses(again.state) == losses(whole.state)
     for name, weight in model.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], weight), name
+
+
+def test_an_epoch_that_lightning_cuts_ends_in_the_run_that_goes_on(
+    tiny_bert, ragged_rows, tmp_path
+):
+    """It once was logged, evaluated and saved in its middle, and that went on too."""
+
+    def run(folder, checkpoint=None, callbacks=()):
+        trainer, _ = train(
+            tiny_bert(dropout=0.1),
+            ragged_rows(37),
+            ragged_rows(9, seed=1),
+            output_dir=str(tmp_path / folder),
+            checkpoint=checkpoint,
+            callbacks=list(callbacks),
+            **dict.fromkeys(("eval_strategy", "logging_strategy", "save_strategy"), "epoch"),
+        )
+        return trainer.state
+
+    whole = run("whole")  # 5 updates in an epoch
+    run("stopped", callbacks=[Full(7)])
+    assert names(tmp_path / "stopped") == ["checkpoint-5", "checkpoint-7"]
+    again = run("stopped", checkpoint=True)
+    assert [entry["step"] for entry in losses(whole)] == [5, 5, 10, 10]
+    assert losses(again) == losses(whole)
 
 
 def test_time_that_is_up_leaves_a_checkpoint(tiny_bert, ragged_rows, tmp_path):
