@@ -220,7 +220,8 @@ class Bridge(L.Callback):
         shown = self.checkpoints.best_step(self.state) if is_best else step
         known = [e for e in self.state.log_history if "eval_runtime" in e and e["step"] == shown]
         self.metrics.update({k: v for e in known for k, v in e.items() if k.startswith("eval_")})
-        self.checkpoints.keep_only_best(self.state)
+        if not self._is_stopped(trainer):  # or the checkpoint to go on from would go
+            self.checkpoints.keep_only_best(self.state)
         # Trackers close at the end, so they are told when nothing more is to be logged.
         self.listeners.tell_some("on_train_end", self.state, trackers=False)
         if self.run_evaluation is not None and not (is_best or known):

@@ -187,6 +187,23 @@ def test_an_epoch_that_lightning_cuts_ends_in_the_run_that_goes_on(
     assert losses(again) == losses(whole)
 
 
+def test_where_lightning_stops_stays_beside_the_best(tiny_bert, ragged_rows, tmp_path):
+    """It once was deleted as the run ended: save_total_limit=1 keeps the best alone."""
+    train(
+        tiny_bert(),
+        ragged_rows(37),
+        ragged_rows(9, seed=1),
+        output_dir=str(tmp_path),
+        callbacks=[Full(3)],
+        eval_strategy="steps",
+        eval_steps=2,
+        save_steps=2,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+    )
+    assert names(tmp_path) == ["checkpoint-2", "checkpoint-3"]
+
+
 def test_time_that_is_up_leaves_a_checkpoint(tiny_bert, ragged_rows, tmp_path):
     class Slow(TrainerCallback):
         def on_step_begin(self, args, state, control, **_):
