@@ -282,7 +282,7 @@ class WindowLoader:
         return math.ceil(len(self.batches) / self.accumulation)
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        """Windows of one epoch."""
+        """Windows of one epoch; ValueError if a stream gives none, as all later ones would."""
         # A generator on purpose: Lightning opens a loader once more than it reads it, and each
         # opening of a DataLoader draws from the global random numbers.
         skip, self.skip = self.skip * self.accumulation, 0
@@ -297,8 +297,15 @@ class WindowLoader:
         if not isinstance(self.sampler, BatchOrder):
             batches = self.deal.of_stream(batches)
         batches = islice(batches, skip, None)
-        while window := list(islice(batches, self.accumulation)):
+        window = list(islice(batches, self.accumulation))
+        if not (window or skip or isinstance(self.sampler, BatchOrder)):
+            raise ValueError(
+                f"Pass {self.epoch} over the streamed training data gave no batch: see "
+                "dataloader_drop_last, and whether they can be read more than once."
+            )
+        while window:
             yield window
+            window = list(islice(batches, self.accumulation))
 
     def rows_of(self, window: int, batch: int) -> list[int] | None:
         """Numbers of the rows of one micro-batch of this epoch; None in a stream."""

@@ -7,6 +7,7 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, set_seed
 
+from hflit import HFTrainer
 from hflit.data.batching import BatchOrder, Collator, TokenRows, WindowLoader
 
 
@@ -256,6 +257,13 @@ def test_a_stream_skips_windows_of_its_first_epoch():
     made = WindowLoader(DataLoader(stream, batch_size=1, collate_fn=Collator({})), 2, (1, 2))
     firsts = [[window[0]["input_ids"].item() for window in made] for _ in range(2)]
     assert firsts == [[4, 6], [0, 2, 4, 6]]
+
+
+def test_a_stream_without_a_batch_ends_the_run(tiny_bert, ragged_rows):
+    """It once was read again and again, for ever."""
+    stream = datasets.Dataset.from_list(ragged_rows(5)).to_iterable_dataset()
+    with pytest.raises(ValueError, match="Pass 1 .* gave no batch: see dataloader_drop_last"):
+        HFTrainer()(tiny_bert(), stream, dataloader_drop_last=True, max_steps=3)
 
 
 def test_masks_of_a_stream_differ_by_batch_and_epoch():
