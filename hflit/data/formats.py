@@ -30,7 +30,10 @@ class DatasetModule(DataModule):
         # A stream may not know its columns before its first row.
         found = list(next(iter(data), {})) if data.column_names is None else data.column_names
         _check_columns(found, columns, split)
-        return data.with_format(None).select_columns(columns)
+        rows = data.with_format(None).select_columns(columns)
+        if isinstance(rows, datasets.Dataset) and "arrow.json" in f"{rows.features.arrow_schema}":
+            return RowsModule.read(rows, columns, split, converters)  # a JSON file of many kinds
+        return rows
 
 
 class FrameModule(DataModule):

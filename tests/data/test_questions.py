@@ -1,6 +1,7 @@
 """Questions, contexts and answers of every shape -> spans with the answer in the right place."""
 
 import copy
+import json
 import logging
 import random
 
@@ -131,6 +132,15 @@ def test_29_answer_not_in_its_context_is_refused_with_its_row(answers):
         opened(rows)
     with pytest.raises(ValueError, match=r"Row 1 of the validation data: "):
         opened(rows[:1], rows)
+
+
+def test_answers_of_several_shapes_may_stand_in_a_file(tmp_path):
+    """Once they were read as their JSON: `"w2"`, with its quotes, was not in the context."""
+    answers = ["w2", ["w1"], {"text": ["w0"], "answer_start": [0]}, {"text": "w2"}, None]
+    rows = [row("w0 w1 w2", each) for each in answers]
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert positions(spans_of(str(path))) == [(5, 5), (4, 4), (3, 3), (5, 5), (0, 0)]
 
 
 @pytest.mark.parametrize("kind", ["rows", "stream"])
