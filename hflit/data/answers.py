@@ -112,11 +112,11 @@ def _answers(value: Any) -> list[tuple[str, int | None]] | None:
     starts = _listed(value.get("answer_start")) or [None] * len(texts)
     if len(starts) != len(texts) or not all(isinstance(text, str) for text in texts):
         return None
-    return [
-        (text, None if _is_missing(start) else int(start))
-        for text, start in zip(texts, starts, strict=True)
-        if text.strip()
-    ]
+    try:
+        places = [None if _is_missing(start) else int(start) for start in starts]
+    except (TypeError, ValueError, OverflowError):  # a word, a list, infinity
+        return None
+    return [(text, at) for text, at in zip(texts, places, strict=True) if text.strip()]
 
 
 def _listed(value: Any) -> list[Any]:

@@ -134,6 +134,14 @@ def test_29_answer_not_in_its_context_is_refused_with_its_row(answers):
         opened(rows[:1], rows)
 
 
+@pytest.mark.parametrize("start", ["x", float("inf"), [1], {}])
+def test_a_start_that_is_no_number_is_told_by_its_row(start):
+    """Once it was told in the words of `int()`, without a row."""
+    rows = [row("w1 w3 w5", {"text": ["w3"], "answer_start": [start]})]
+    with pytest.raises(ValueError, match=r"Row 0 of the training data: its answers are \{"):
+        opened(rows)
+
+
 def test_answers_of_several_shapes_may_stand_in_a_file(tmp_path):
     """Once they were read as their JSON: `"w2"`, with its quotes, was not in the context."""
     answers = ["w2", ["w1"], {"text": ["w0"], "answer_start": [0]}, {"text": "w2"}, None]
