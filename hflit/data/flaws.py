@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 KINDS = {  # how a file's name ends, uncompressed -> the builder of `datasets` that reads it
     ".csv": "csv",
     ".tsv": "csv",
@@ -60,7 +63,7 @@ def flaw(files: list[Path]) -> str | None:
         try:
             for place, problem in _problems(file):
                 return f"{file}{place}: {problem}"
-        except (EOFError, OSError, lzma.LZMAError, zipfile.BadZipFile) as error:
+        except (EOFError, OSError, pa.ArrowInvalid, lzma.LZMAError, zipfile.BadZipFile) as error:
             return f"{file}: it is cut off or no {file.suffix[1:]} file ({error})."
     return None
 
@@ -74,6 +77,8 @@ def _problems(file: Path) -> Iterator[tuple[str, str]]:
             content.seek(-min(4, file.stat().st_size), os.SEEK_END)
             if not (begins and content.read(4) == PARQUET):
                 yield "", "it is cut off." if begins else "it is no Parquet file."
+        if not pq.read_metadata(file).num_rows:
+            yield "", "it has no rows."
     if kind not in ("csv", "json", "text"):
         return
     with opened(file) as content:
@@ -104,8 +109,14 @@ def _problems(file: Path) -> Iterator[tuple[str, str]]:
         parts = [text] if text.lstrip().startswith("[") else text.split("\n")
         for number, part in enumerate(parts):
             try:
-                if part.strip() and not isinstance(json.loads(part), (dict, list)):
+                value = json.loads(part) if part.strip() else {}
+                shown = json.dumps(value, ensure_ascii=False)
+                if not isinstance(value, (dict, list)):
                     yield f", line {number + 1}", "a row is an object: {...}."
+                elif shown.encode("utf-8", "ignore").decode() != shown:
+                    yield f", line {number + 1}", "it holds half a character, a lone surrogate."
+                elif value == []:
+                    yield "", "it has no rows."
             except json.JSONDecodeError as error:
                 hint = " The file may be cut off." if number + 1 >= len(parts) - 1 else ""
                 yield f", line {number + error.lineno}", f"{error.msg}, column {error.colno}.{hint}"

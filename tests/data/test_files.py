@@ -3,6 +3,7 @@
 import bz2
 import gc
 import gzip
+import io
 import json
 import lzma
 import os
@@ -149,6 +150,12 @@ def test_a_streamed_file_gives_the_losses_of_its_rows(tmp_path, tiny_bert):
     assert losses[0] == losses[1]
 
 
+def parquet_of(*texts):
+    content = io.BytesIO()
+    pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), content)
+    return content.getvalue()
+
+
 BROKEN = {
     "cut.jsonl": ((LINES + '{"text": "w1", "la').encode(), r"line 7: .*column \d+. The file may"),
     "cut.json": (json.dumps(ROWS)[:-9].encode(), r"cut.json, line 1: "),
@@ -160,6 +167,9 @@ BROKEN = {
     "cut.csv.gz": (gzip.compress(b"text,label\nw1,a\n" * 99)[:-20], "cut off or no gz file"),
     "cut.csv.zip": (b"PK\x03\x04 and no more", "cut off or no zip file"),
     "cut.jsonl.bz2": (bz2.compress(LINES.encode())[:-9], "cut off or no bz2 file"),
+    "half.jsonl": (b'{"text": "w1"}\n{"text": "\\ud83d"}\n', "line 2: it holds half a character"),
+    "none.json": (b"[]", "none.json: it has no rows"),
+    "none.parquet": (parquet_of(), "none.parquet: it has no rows"),
     "a.xlsx": (b"x", "which the name tells: csv, tsv"),
 }
 
