@@ -97,7 +97,7 @@ def data_module(train: Any, validation: Any = None, **options: Any) -> DataModul
         FileNotFoundError: Nothing goes by the name.
     """
     names = {"train": train, "validation": validation}
-    columns = [*options["tokenization"].names, options["args"].length_column_name]
+    columns = [*options["tokenization"].numbers, options["args"].length_column_name]
     if is_name(train):
         train = read_files(train, columns)
     columns = [name for name in columns if name not in _texts(train)]  # here as there

@@ -103,6 +103,11 @@ class Labels(Tokenization):
         return super().resolve_columns(columns)
 
     @property
+    def numbers(self) -> list[str]:
+        """The labels."""
+        return self.names[-1:]
+
+    @property
     def features(self) -> datasets.Features:
         """Token ids, and labels as the loss takes them."""
         assert self.map is not None, "fit comes first"

@@ -93,6 +93,11 @@ class Tokenization:
         return [name for name in self.columns if name is not None]
 
     @property
+    def numbers(self) -> list[str]:
+        """Columns of a table of text that may be numbers or truth values; the others are text."""
+        return []
+
+    @property
     def converters(self) -> dict[str, Callable[[Any], Any]]:
         """Column -> what brings its values to one kind, where a column may mix several."""
         return {}

@@ -22,6 +22,9 @@ from hflit.arguments import Arguments
 from hflit.data.files import read_files
 from hflit.data.formats import data_module
 from hflit.data.labels import Labels
+from hflit.data.questions import Questions
+from hflit.data.sequences import Sequences
+from hflit.data.texts import Texts
 from tests.conftest import word_tokenizer
 
 ROWS = [{"text": f"w{i} w1", "label": "NA" if i % 2 else "b"} for i in range(6)]
@@ -299,6 +302,8 @@ def test_an_empty_name_is_told(split, name, tiny_bert):
 
 KINDS = {  # the first fields of a column, the last one, and what the column holds
     "leading zeros": ("001", "A1", ["001", "A1"]),
+    "leading zeros alone": ("007", "10", ["007", "10"]),
+    "leading zeros and a fraction": ("007", "0.5", ["007", "0.5"]),
     "flags": ("True", "maybe", ["True", "maybe"]),
     "all flags": ("True", "FALSE", [True, False]),
     "fractions": ("1.50", "x", ["1.50", "x"]),
@@ -326,6 +331,27 @@ def test_a_column_of_a_csv_is_of_one_kind(kind, streaming, tmp_path):
     as_text = read_files({"path": "a.csv", "streaming": streaming}, numbers=["text"])
     assert [row["label"] for row in as_text][-2:] == [first or None, last]
     forget_streams()
+
+
+NUMERALS = {  # kind of rows -> a csv file of them, in which all is digits or truth values
+    Questions: "question,context,answers\n1,1990,1990\n",
+    Sequences: "source,target\n12,46\n",
+    Texts: "text\nTrue\n",
+}
+
+
+@pytest.mark.parametrize("kind", NUMERALS)
+def test_only_labels_of_a_csv_are_numbers(kind, tmp_path):
+    """Once the target 46 was no text, and the answer 1990 no answer."""
+    Path("a.csv").write_text(NUMERALS[kind])
+    tokenization = kind(
+        word_tokenizer(), maxlength=64, **{"stride": 4} if kind is Questions else {}
+    )
+    data = data_module("a.csv", "a.csv", tokenization=tokenization, args=Arguments(), cache=False)
+    data.setup()
+    header, line = NUMERALS[kind].split()
+    for rows in data.rows.values():
+        assert rows[0] == dict(zip(header.split(","), line.split(","), strict=True))
 
 
 def test_validation_labels_are_texts_where_those_of_training_are(tmp_path, tiny_bert):
