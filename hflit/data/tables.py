@@ -26,9 +26,11 @@ CSV = {"keep_default_na": False, "na_values": [""]}
 # Keywords with which a caller says what the fields of a csv are.
 TYPING = {"features", "converters", "index_col", "thousands", "decimal"}
 TYPING |= {"true_values", "false_values"}
+WHOLE = r"(0|[1-9]\d{0,17})"
 NUMBERS = {  # what all fields of a column look like -> what they are; the first that fits
-    r"^-?\d{1,18}$": pa.int64(),  # what has more digits is a name, and stays text
-    r"(?i)^[+-]?((\d{1,18}(\.\d*)?|\.\d+)(e[+-]?\d+)?|inf|infinity)$": pa.float64(),
+    # What has more digits is a name, as 007 is, and stays text.
+    rf"^-?{WHOLE}$": pa.int64(),
+    rf"(?i)^[+-]?(({WHOLE}(\.\d*)?|\.\d+)(e[+-]?\d+)?|inf|infinity)$": pa.float64(),
     r"^(true|True|TRUE|false|False|FALSE)$": pa.bool_(),
 }
 ROWS_TO_TYPE = 10_000  # looked at at a time
