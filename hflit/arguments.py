@@ -194,6 +194,8 @@ def parse(
     _check_flags(flags)
     arguments = _agree(_renamed(keywords), flags)
     raise_all(TypeError, kind_problems(arguments, KINDS))
+    for name in {"adam_beta1", "adam_beta2"} & arguments.keys():  # torch takes no 0 beside a 0.999
+        arguments[name] = float(arguments[name])
     args = Arguments(**arguments)
     return args, _trainer_flags(args, arguments, flags)
 

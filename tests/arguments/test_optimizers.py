@@ -44,6 +44,12 @@ def test_trains_as_in_transformers(optim, theirs, mine):
     assert_same_run(mine(WIDE, **given), theirs(WIDE, **given))
 
 
+def test_a_whole_number_is_a_moment_too(theirs, mine):
+    """Once training began, and torch refused 0 beside 0.999: betas must be either both floats."""
+    given = {"max_steps": 2, "learning_rate": 1e-3}
+    assert_same_run(mine(WIDE, adam_beta1=0, **given), theirs(WIDE, adam_beta1=0.0, **given))
+
+
 @pytest.mark.parametrize("optim", [n.value for n in OptimizerNames if not is_here(n.value)])
 def test_what_cannot_run_is_refused_before_anything_is_loaded(optim):
     given = {"optim": optim}
