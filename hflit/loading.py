@@ -56,12 +56,13 @@ class Base:
     trust_remote_code: bool = False
 
 
-def load_base(base: Any, trust_remote_code: bool = False) -> Base:
+def load_base(base: Any, trust_remote_code: bool = False, name: str = "base") -> Base:
     """Load config and tokenizer, or take them from `(model, tokenizer)`.
 
     Args:
         base: As in the call.
         trust_remote_code: Whether code that comes with it may run.
+        name: The argument, for errors.
 
     Raises:
         TypeError: `base` is neither a name nor a pair.
@@ -71,9 +72,10 @@ def load_base(base: Any, trust_remote_code: bool = False) -> Base:
     if isinstance(base, (list, tuple)) and len(base) == 2 and isinstance(base[0], nn.Module):
         model, tokenizer = base
         if not hasattr(model, "config"):
-            raise TypeError(f"The model in base is {type(model).__name__}, not of transformers.")
+            raise TypeError(f"The model in {name} is {type(model).__name__}, not of transformers.")
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            raise TypeError(f"The tokenizer in base is {type(tokenizer).__name__}. Load it first.")
+            kind = type(tokenizer).__name__
+            raise TypeError(f"The tokenizer in {name} is {kind}. Load it first.")
         path, config = None, copy.deepcopy(model.config)
         tokenizer = copy.deepcopy(tokenizer)
     elif isinstance(base, str) or hasattr(base, "__fspath__"):
@@ -88,7 +90,7 @@ def load_base(base: Any, trust_remote_code: bool = False) -> Base:
         config, tokenizer = _read_names(path, source, trust_remote_code)
     else:
         raise TypeError(
-            f"base is {type(base).__name__}. Pass a hub id, a folder or (model, tokenizer)."
+            f"{name} is {type(base).__name__}. Pass a hub id, a folder or (model, tokenizer)."
         )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:

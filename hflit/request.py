@@ -167,7 +167,8 @@ def make_plan(request: Request) -> Plan:
     if quantization is not None and hasattr(start.config, "quantization_config"):
         warnings.warn("base is quantized already; quantize= changes nothing.", stacklevel=3)
         start = replace(start, quantization=None)
-    school = None if given["teacher"] is None else load_base(given["teacher"], trusted)
+    teacher = given["teacher"]
+    school = None if teacher is None else load_base(teacher, trusted, "teacher")
     options, data = read_data(start, request.task_class, given, arguments)
     return Plan(request, start, school, resumed, options, data)
 
@@ -210,6 +211,8 @@ def check_request(given: dict[str, Any], call: Callable[..., Any]) -> type[TaskM
         if given[name] not in known:
             told = ", ".join(each for each in known if each)
             raise ValueError(f"Unknown {name}={given[name]!r}. Choose one of: {told}.")
+    if given["tokenizers"] is not None and given["tokenizers"] < 0:
+        raise ValueError(f"tokenizers={given['tokenizers']} must be a number of processes or True.")
     counts = ("tokenizebatch", "generation_max_length", "generation_num_beams")
     for name in (*counts, "max_tokens_per_batch"):
         if given[name] is not None and given[name] < 1:

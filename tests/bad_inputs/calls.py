@@ -132,6 +132,7 @@ ARGUMENTS = [
     Case("a temperature in words", ("distillation=('hot', 0.5)",), {"distillation": ("hot", 0.5)}),
     Case("a teacher under parity", ("parity=True", "no teacher"),
          {"teacher": "x", "parity": True}),
+    Case("-1 tokenizing processes", ("tokenizers=-1", "number of processes"), {"tokenizers": -1}),
     Case("smoothing beyond all", ("label_smoothing_factor=2", "from 0 to 1"),
          {"label_smoothing_factor": 2}),
 ]  # fmt: skip
@@ -220,6 +221,8 @@ def custom(folder):
 
 
 MODELS = [
+    Case("a teacher that is a number", ("teacher is int", "(model, tokenizer)"), {"teacher": 7},
+         TypeError),
     Case("a base that is a number", ("base is int", "(model, tokenizer)"), {"base": 7}, TypeError),
     Case("a model without its tokenizer", ("base is", "(model, tokenizer)"),
          lambda _: {"base": tiny.make(TC, 0)[0]}, TypeError),
