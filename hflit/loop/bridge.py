@@ -131,6 +131,8 @@ class Bridge(L.Callback):
         if self.resumed is not None:
             self._resume(self.resumed)
         self.tokens_before = self.state.num_input_tokens_seen
+        for each in trainer.loggers if trainer.enable_autolog_hparams else ():
+            each.log_hyperparams(args.to_sanitized_dict())
         self._event("on_train_begin")
         if args.eval_on_start and (self.module.parity or self.state.global_step == 0):
             self.evaluate(trainer, step_schedule=False)

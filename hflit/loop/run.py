@@ -166,7 +166,6 @@ def lightning_run(
     tokenizer = data.tokenization.tokenizer
     bridge = Bridge(args, module, tokenizer, checkpoints, stops, theirs, run_evaluation)
     set_precision(flags, args)
-    module.save_hyperparameters(args.to_sanitized_dict())  # for Lightning's loggers
     return bridge, L.Trainer(
         **flags,
         callbacks=[bridge, *lightning],

@@ -53,12 +53,10 @@ class Stops:
         where: BaseException | None = None  # it hung, if it took a second Ctrl-C
         try:
             yield
-        except Stop:
-            pass
-        except (KeyboardInterrupt, SystemExit) as error:
+        except (Stop, KeyboardInterrupt, SystemExit) as error:
             if self.received is None:
                 raise
-            where = error
+            where = None if isinstance(error, Stop) else error
         finally:
             for each, handler in before.items():
                 signal.signal(each, handler)
